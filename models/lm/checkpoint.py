@@ -48,10 +48,15 @@ def blueprint(config: LlamaConfig, names: Names) -> Blueprint:
     return Blueprint(graph, paths, shapes)
 
 
-def assemble(plan: Blueprint, read: Callable[[str], np.ndarray]) -> Llama:
-    """The decoder, in float32, whose parameters `read(name)` returns in the shapes of the plan."""
-    # A copy each: a view into a mapped file would break the model when the file changes.
-    flat = [(path, nnx.Param(jnp.array(_stored(path, np.asarray(read(name))), jnp.float32))) for name, path in plan.paths.items()]
+def assemble(where: Path, plan: Blueprint, read: Callable[[str], np.ndarray]) -> Llama:
+    """The decoder, in float32, whose parameters `read(name)` returns in the shapes of the plan. Raises ValueError for weights that are not finite."""
+    flat = []
+    for name, path in plan.paths.items():
+        # A copy in every case: a view into a mapped file would change, or crash, with the file.
+        array = np.array(_stored(path, read(name)), np.float32, order="C")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{where}: tensor {name} holds values that are not finite")
+        flat.append((path, nnx.Param(jnp.asarray(array))))
     return nnx.merge(plan.graph, nnx.from_flat_state(flat))
 
 

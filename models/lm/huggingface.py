@@ -174,7 +174,7 @@ def _load_weights(directory: Path, config: LlamaConfig) -> Llama:
             raise ValueError(f"{place[name]}: tensor {name} is of type {array.dtype}; supported are floating-point types")
         return array
 
-    return checkpoint.assemble(plan, read)
+    return checkpoint.assemble(directory, plan, read)
 
 
 def _weight_files(directory: Path) -> list[Path]:
