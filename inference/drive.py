@@ -1,0 +1,113 @@
+"""Runs an algorithm's `(init, step)` to the end of a program: one compiled loop, or step by step with a progress bar."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from rich.progress import Progress
+
+from posterity.ppl.effects import isolated
+from posterity.ppl.population import Population, normalise
+from posterity.ppl.posterior import Posterior
+from posterity.ppl.program import Definition, Program
+
+
+class Info(NamedTuple):
+    """What one step did."""
+
+    ess: Array  # [] effective sample size when the step began
+    resampled: Array  # [] bool
+    ancestors: Array | None  # [n] int32, the identity where nothing was resampled; None where no history is kept
+
+
+class Run(NamedTuple):
+    """A run under way."""
+
+    key: Array
+    time: Array  # [] int32, steps made
+    population: Population
+    record: Info  # of all steps, [length, ...]; without ancestors when no history is kept
+
+
+def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, *, history: bool, progress: bool) -> Posterior:
+    """`init`, then `step(key, program, population) -> (population, info)` until all particles are done, then the posterior.
+
+    `step` is a pytree (`jax.tree_util.Partial`): its options are traced, so that other values do not recompile.
+    """
+    if isinstance(program, Definition):
+        program = program.bind()
+    if not isinstance(program, Program):
+        raise TypeError(f"program must be a Program (a function decorated with @po.program, called with its arguments), got {type(program).__name__}")
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"n must be at least 1 particle, got {n!r}")
+    options = (key, program, int(n), init, step, history)
+    posterior = _stepwise(*options) if progress else _compiled(*options)
+    _check(posterior, program)
+    return posterior
+
+
+@functools.partial(jax.jit, static_argnames=("n", "init", "history"))
+def _compiled(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool) -> Posterior:
+    run = _begin(key, program, n, init, history)
+    if program.length:
+        run = lax.while_loop(lambda run: _going(run, program), lambda run: _advance(run, program, step), run)
+    return _finish(run, program)
+
+
+def _stepwise(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool) -> Posterior:
+    run = jax.jit(_begin, static_argnames=("n", "init", "history"))(key, program, n, init, history)
+    with Progress(*Progress.get_default_columns(), "{task.completed:.0f} of {task.total:.0f} steps", transient=True) as bar:
+        task = bar.add_task(repr(program), total=program.length)
+        while jax.jit(_going)(run, program):
+            run = jax.jit(_advance, donate_argnames="run")(run, program, step)
+            bar.update(task, completed=int(run.time))
+    return jax.jit(_finish)(run, program)
+
+
+def _begin(key: Array, program: Program, n: int, init: Callable, history: bool) -> Run:
+    with isolated():
+        init_key, loop_key = jax.random.split(key)
+        population = init(init_key, program, n)
+        length = program.length
+        kept = jnp.zeros((length, n), jnp.int32) if history else None
+        record = Info(jnp.full(length, jnp.nan, population.log_weights.dtype), jnp.zeros(length, bool), kept)
+        return Run(loop_key, jnp.zeros((), jnp.int32), population, record)
+
+
+def _going(run: Run, program: Program) -> Array:
+    return (run.time < run.record.ess.shape[0]) & ~jnp.all(program.done(run.population.particles))
+
+
+def _advance(run: Run, program: Program, step: Callable) -> Run:
+    with isolated():
+        population, info = step(jax.random.fold_in(run.key, run.time), program, run.population)
+    record = jax.tree.map(lambda rows, row: rows.at[run.time].set(row), run.record, info._replace(ancestors=None if run.record.ancestors is None else info.ancestors))
+    return Run(run.key, run.time + 1, population, record)
+
+
+def _finish(run: Run, program: Program) -> Posterior:
+    population, record = run.population, run.record
+    with isolated():
+        values = program.value(population.particles)
+    log_evidence = population.log_evidence + jax.scipy.special.logsumexp(population.log_weights)
+    valid = population.invalid == 0
+    return Posterior(
+        values=values,
+        log_weights=jnp.where(valid, normalise(population.log_weights), -jnp.inf),
+        log_evidence=jnp.where(valid, log_evidence, -jnp.inf),
+        eves=population.eves,
+        invalid=population.invalid,
+        steps=run.time,
+        ess_history=record.ess,
+        resampled=record.resampled,
+        ancestors=record.ancestors,
+    )
+
+
+def _check(posterior: Posterior, program: Program) -> None:
+    if not isinstance(posterior.invalid, jax.core.Tracer) and int(posterior.invalid):
+        raise ValueError(f"{program}: {int(posterior.invalid)} log potentials were NaN or +inf by step {int(posterior.steps)}; each must be finite or -inf")

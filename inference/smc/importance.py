@@ -1,0 +1,52 @@
+"""Importance sampling from the program's own law: extend and weigh, never select."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from posterity.inference.drive import Info, drive
+from posterity.ppl.population import Population, effective_sample_size
+from posterity.ppl.posterior import Posterior
+from posterity.ppl.program import Program
+
+
+def init(key: Array, program: Program, n: int) -> Population:
+    """n particles from the initial law, weighed by its potentials."""
+    particles, log_potential = program.init(key, n)
+    start = Population(particles, jnp.full(n, -jnp.log(n), log_potential.dtype), jnp.zeros((), log_potential.dtype), jnp.arange(n), jnp.zeros((), jnp.int32))
+    return weigh(start, particles, log_potential)
+
+
+def step(key: Array, program: Program, population: Population) -> tuple[Population, Info]:
+    """One step without selection. `importance` is `init` and this step to the end."""
+    ess = effective_sample_size(population.log_weights)
+    particles, log_potential = program.step(key, population.particles)
+    return weigh(population, particles, log_potential), Info(ess, jnp.zeros((), bool), jnp.arange(population.size))
+
+
+def weigh(population: Population, particles, log_potential: Array) -> Population:
+    """The population with these particles and their potentials multiplied in. NaN and +inf count as zero, and are counted."""
+    invalid = jnp.isnan(log_potential) | jnp.isposinf(log_potential)
+    return population.replace(
+        particles=particles,
+        log_weights=population.log_weights + jnp.where(invalid, -jnp.inf, log_potential),
+        invalid=population.invalid + jnp.sum(invalid, dtype=jnp.int32),
+    )
+
+
+def importance(key: Array, program: Program, *, n: int, history: bool = True, progress: bool = False) -> Posterior:
+    """Importance sampling: n particles run independently from the program's law, weighed by its potentials.
+
+    Properly weighted. Unlike `smc` nothing is resampled, so the weights degenerate as steps go by.
+
+    Args:
+      key: a `jax.random.key`.
+      program: what to infer.
+      n: the number of particles.
+      history: keep the (trivial) genealogy.
+      progress: show a progress bar; the steps are then compiled one by one.
+
+    Raises:
+      ValueError: on n < 1, or when a potential is NaN or +inf.
+    """
+    return drive(key, program, n, init, jax.tree_util.Partial(step), history=history, progress=progress)

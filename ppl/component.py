@@ -1,0 +1,116 @@
+"""State components that own their batch behaviour, such as a language model's text with its cache.
+
+User code sees one particle: a `Component`, a small pytree (logits, tokens) that it reads and changes inside the vmapped
+step. What is costly or shared between particles lives in a batch `State` that the step never sees. Between steps the
+component's `Source` (which holds the weights) advances all particles in one call; `State.select` copies for ancestors.
+So the cache is never vmapped, and no algorithm ever touches it.
+
+A carry is handled as a list of leaves: arrays with leading axis n, and one `State` in the place of each component.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Component(abc.ABC):
+    """What one particle sees. Subclasses are pytrees of per-particle arrays; `source` is set where they are created and is no part of the tree."""
+
+    source: "Source | None" = None
+
+    ended: Array  # bool []: nothing more can happen to this component
+
+
+class State(abc.ABC):
+    """The batch behind n components, a pytree."""
+
+    @abc.abstractmethod
+    def view(self) -> Component:
+        """The components, each leaf with leading axis n."""
+
+    @abc.abstractmethod
+    def select(self, ancestors: Array) -> Self:
+        """The batch whose i-th member is a copy of member `ancestors[i]`."""
+
+
+class Source(Protocol):
+    """Makes and advances batches; a pytree of what all particles share (the model's weights, the prompt)."""
+
+    def spawn(self, n: int, steps: int) -> State:
+        """A batch of n fresh components with room for `steps` steps."""
+        ...
+
+    def advance(self, state: State, views: Any, active: Array) -> State:
+        """The batch after one step, from what the step left in each component; rows where `active` [n] is False stand still."""
+        ...
+
+
+def is_component(x: Any) -> bool:
+    return isinstance(x, Component)
+
+
+def leaves(carry: Any) -> list[Any]:
+    """The leaves of a carry, components whole."""
+    return jax.tree.leaves(carry, is_leaf=is_component)
+
+
+def parts(carry: Any) -> list[Component]:
+    """The components of a carry."""
+    return [leaf for leaf in leaves(carry) if is_component(leaf)]
+
+
+def split(carry: Any) -> tuple[list[Any], Any, list[Source | None]]:
+    """Leaves (components whole), their tree, and each leaf's source (None for plain arrays)."""
+    flat, tree = jax.tree.flatten(carry, is_leaf=is_component)
+    sources = [_source(leaf) if is_component(leaf) else None for leaf in flat]
+    return arrays(carry), tree, sources
+
+
+def arrays(carry: Any) -> list[Any]:
+    """The leaves of a carry, components whole and numbers as arrays."""
+    return [leaf if is_component(leaf) else jnp.asarray(leaf) for leaf in leaves(carry)]
+
+
+def spawn(flat: Sequence[Any], sources: Sequence[Source | None], n: int, steps: int) -> list[Any]:
+    """Batches of n: components spawned by their sources, plain leaves of a single particle repeated."""
+    return [jnp.broadcast_to(leaf, (n, *leaf.shape)) if source is None else source.spawn(n, steps) for leaf, source in zip(flat, sources, strict=True)]
+
+
+def views(states: Sequence[Any]) -> list[Any]:
+    """What each particle sees, with leading axis n."""
+    return [state.view() if isinstance(state, State) else state for state in states]
+
+
+def advance(states: Sequence[Any], after: Sequence[Any], sources: Sequence[Source | None], active: Array) -> list[Any]:
+    """Batches after a step that left `after` (leading axis n); rows that are not `active` [n] stand still."""
+    return [
+        _where(active, new, old) if source is None else source.advance(old, new, active) for old, new, source in zip(states, after, sources, strict=True)
+    ]
+
+
+def select(states: Sequence[Any], ancestors: Array) -> list[Any]:
+    return [state.select(ancestors) if isinstance(state, State) else state[ancestors] for state in states]
+
+
+def first(batch: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], batch)
+
+
+def batch_of_one(leaf: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], leaf)
+
+
+def _where(active: Array, new: Array, old: Array) -> Array:
+    return jnp.where(active.reshape(active.shape + (1,) * (old.ndim - 1)), new, old)
+
+
+def _source(part: Component) -> Source:
+    if part.source is None:
+        raise ValueError(
+            f"scan: a {type(part).__name__} in the first carry was copied or computed with before scan; pass it as it was created (in a tuple or dict if you like)"
+        )
+    return part.source

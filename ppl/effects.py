@@ -1,0 +1,180 @@
+"""What a program may do: sample, observe, factor, scan. NumPyro's primitives, and its message stack as the one door.
+
+Every random draw, an algorithm's own included (`draw`), is a message that a handler can decide instead of the
+generator. At run time this costs nothing: messages exist while JAX traces.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.contrib.control_flow import scan as numpyro_scan
+from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
+
+from posterity.ppl import component
+
+SCAN = "state_space_scan"
+
+
+class Scan(NamedTuple):
+    """The arguments of one `po.scan`: the transition of a state-space program."""
+
+    step: Callable
+    init: Any
+    xs: Any
+    length: int
+    until: Callable | None
+
+    def ended(self, carry: Any) -> Array:
+        """Whether this particle stops here: what `until` says, else whether all its components have ended."""
+        if self.until is not None:
+            return jnp.asarray(self.until(carry), bool)
+        parts = component.parts(carry)
+        return jnp.all(jnp.stack([part.ended for part in parts])) if parts else jnp.zeros((), bool)
+
+
+def sample(name: str, distribution: dist.Distribution, **options: Any) -> Any:
+    """A random choice called `name` from a NumPyro distribution; `options` are those of `numpyro.sample`.
+
+    >>> import numpyro.distributions as dist, posterity as po
+    >>> @po.program
+    ... def coin():
+    ...     return po.sample("heads", dist.Bernoulli(0.5))
+    """
+    return numpyro.sample(name, distribution, **options)
+
+
+def observe(name: str, distribution: dist.Distribution, value: Any) -> Any:
+    """Condition on `value` having come from `distribution`: multiplies the particle's weight by its density there."""
+    if value is None:
+        raise ValueError(f"observe({name!r}): value is None; give the observed value, or use sample() for a choice that is not observed")
+    return numpyro.sample(name, distribution, obs=value)
+
+
+def factor(name: str, log_potential: Any) -> None:
+    """Multiply the particle's weight by exp(log_potential) (nats; -inf forbids, NaN and +inf are errors)."""
+    numpyro.factor(name, log_potential)
+
+
+def scan(step: Callable, init: Any, xs: Any = None, *, length: int | None = None, until: Callable | None = None) -> Any:
+    """The steps of a state-space program: `carry = step(carry, x)` for every x along the leading axis of `xs`.
+
+    What stands before `scan` in a program is its initial law; choices in `step` are its transition, observations and
+    factors its potentials; those after it weigh a particle when it ends. The result is the last carry.
+
+    Args:
+      step: `step(carry, x) -> carry`, for a single particle; the carry keeps its structure, shapes and dtypes.
+      init: the first carry, any pytree; it may hold components with their own batch behaviour (a language model's text).
+      xs: per-step inputs, or None, then `x` is None and `length` is needed.
+      length: the number of steps (the largest, when particles may stop earlier).
+      until: `until(carry) -> bool`: a particle for which it holds stands still from then on, at weight 1. By default
+        a particle stops when all the components in its carry have ended, and otherwise only after `length` steps.
+
+    Raises:
+      ValueError: on a negative or missing length, or `xs` of unequal or other lengths.
+
+    Under NumPyro's own handlers and kernels this is NumPyro's `scan`.
+    """
+    call = Scan(step, init, xs, _length(xs, length), until)
+    if not _PYRO_STACK:
+        return _by_numpyro(call)
+    return apply_stack({"type": SCAN, "fn": _by_numpyro, "args": (call,), "kwargs": {}, "value": None})["value"]
+
+
+def draw(key: Array, name: str, distribution: dist.Distribution) -> Any:
+    """A random choice that an algorithm makes (ancestors, accept or reject), open to the same handlers as a program's."""
+    return numpyro.sample(name, distribution, rng_key=key)
+
+
+class AtScan(Messenger):
+    """Hands the program's `scan` to `action(call)`, whose result the program goes on with."""
+
+    def __init__(self, action: Callable[[Scan], Any]):
+        super().__init__()
+        self.action = action
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == SCAN:
+            msg["value"] = self.action(*msg["args"])
+
+
+class Decider(Messenger):
+    """A handler that decides draws in place of the generator: the only kind that `isolated` lets see an algorithm's inside."""
+
+
+class isolated(Messenger):  # noqa: N801 - a handler, named as NumPyro names its own
+    """Keeps what happens inside an inference away from the handlers around it, deciders excepted.
+
+    Without it, a model that calls an inference under `handlers.trace` would record the particles' own sites.
+    """
+
+    def process_message(self, msg: Any) -> None:
+        for decider in _deciders(_PYRO_STACK[: _PYRO_STACK.index(self)]):
+            decider.process_message(msg)
+        msg["stop"] = True
+
+
+def _deciders(stack: list) -> list[Decider]:
+    """The deciders that a message passing up this stack meets, innermost first."""
+    reached = itertools.takewhile(lambda handler: not isinstance(handler, numpyro.handlers.block), reversed(stack))
+    return [handler for handler in reached if isinstance(handler, Decider)]
+
+
+def particle_map(function: Callable, in_axes: tuple[int | None, ...], out_axes: Any = 0) -> Callable:
+    """`jax.vmap` over particles; a Python loop while a decider must see every particle's draws one by one."""
+    if not _deciders(_PYRO_STACK):
+        return jax.vmap(function, in_axes, out_axes)
+
+    def loop(*batches):
+        n = jax.tree.leaves(batches[in_axes.index(0)])[0].shape[0]
+        rows = [function(*(b if axis is None else jax.tree.map(lambda x, i=i: x[i], b) for b, axis in zip(batches, in_axes, strict=True))) for i in range(n)]
+        outputs = (rows,) if out_axes == 0 else zip(*rows, strict=True)
+        gathered = [row[0] if axis is None else _stack(row) for row, axis in zip(outputs, out_axes or (0,), strict=True)]
+        return tuple(gathered) if out_axes else gathered[0]
+
+    return loop
+
+
+def _stack(rows: Any) -> Any:
+    return jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *rows)
+
+
+def _length(xs: Any, length: int | None) -> int:
+    lengths = {jnp.shape(x)[0] if jnp.ndim(x) else None for x in jax.tree.leaves(xs)}
+    if None in lengths:
+        raise ValueError("scan: xs holds a scalar; every leaf needs a leading axis, one entry a step")
+    if length is not None:
+        lengths.add(int(length))
+    if not lengths:
+        raise ValueError("scan: give xs (one entry a step) or length (the number of steps)")
+    if len(lengths) > 1:
+        raise ValueError(f"scan: xs and length disagree about the number of steps: {sorted(lengths)}")
+    (steps,) = lengths
+    if steps < 0:
+        raise ValueError(f"scan: length must be at least 0, got {steps}")
+    return steps
+
+
+def _by_numpyro(call: Scan) -> Any:
+    """The same steps through NumPyro's `scan`: one particle, its components as batches of one."""
+    if call.until is None and not component.parts(call.init):
+        carry, _ = numpyro_scan(lambda carry, x: (call.step(carry, x), None), call.init, call.xs, length=call.length)
+        return carry
+    leaves, tree, sources = component.split(call.init)
+    states = component.spawn(leaves, sources, 1, call.length)
+
+    def step(carry, x):
+        states, ended = carry
+        before = jax.tree.unflatten(tree, [component.first(view) for view in component.views(states)])
+        with numpyro.handlers.mask(mask=~ended):
+            after = call.step(before, x)
+        states = component.advance(states, [component.batch_of_one(leaf) for leaf in component.arrays(after)], sources, ~ended[None])
+        return (states, ended | call.ended(after)), None
+
+    (states, _), _ = numpyro_scan(step, (states, jnp.zeros((), bool)), call.xs, length=call.length)
+    return jax.tree.unflatten(tree, [component.first(view) for view in component.views(states)])

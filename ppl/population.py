@@ -1,0 +1,41 @@
+"""A weighted population: what every particle algorithm carries from step to step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+
+@struct.dataclass
+class Population:
+    """Weighted particles. Properly weighted: exp(log_evidence) * sum_i exp(log_weights_i) f(x_i) has expectation ⟦p⟧(f).
+
+    The weights are not normalised: the evidence estimate so far is exp(log_evidence + logsumexp(log_weights)).
+    """
+
+    particles: Any  # a pytree that only the program looks into
+    log_weights: Array  # [n], nats
+    log_evidence: Array  # [], nats, up to the last resampling
+    eves: Array  # [n], the index at step 0 of each particle's ancestor
+    invalid: Array  # [], how many potentials so far were NaN or +inf; they count as zero
+
+    @property
+    def size(self) -> int:
+        return self.log_weights.shape[0]
+
+
+def normalise(log_weights: Array) -> Array:
+    """Log weights [n] that sum to one in probability space; all -inf when every weight is zero."""
+    return jnp.where(jnp.isneginf(log_weights), -jnp.inf, log_weights - _finite_max(jax.scipy.special.logsumexp(log_weights)))
+
+
+def effective_sample_size(log_weights: Array) -> Array:
+    """(sum w)^2 / sum w^2 (Kong 1992), between 1 and n; 0 when every weight is zero."""
+    w = jnp.exp(log_weights - _finite_max(jnp.max(log_weights)))
+    return jnp.sum(w) ** 2 / jnp.maximum(jnp.sum(w**2), jnp.finfo(w.dtype).tiny)
+
+
+def _finite_max(x: Array) -> Array:
+    return jnp.where(jnp.isfinite(x), x, 0.0)

@@ -1,0 +1,298 @@
+"""What a program is: a batch of particles that can be begun, stepped and selected.
+
+A state-space program is a Feynman-Kac model: an initial law M_0, transitions M_t, potentials G_t >= 0 and a rule for
+when it is done. It denotes the unnormalised measure M_0(dx_0) G_0(x_0) prod_t M_t(dx_t | x_{t-1}) G_t(x_t).
+`@program` makes one from a function of a single particle written with NumPyro distributions.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+from numpyro import handlers
+from numpyro.primitives import _PYRO_STACK
+
+from posterity.ppl import component
+from posterity.ppl.effects import AtScan, Scan, isolated, particle_map
+
+
+@runtime_checkable
+class Program(Protocol):
+    """The batched protocol at which every algorithm meets every program.
+
+    A program is a pytree: its data and weights are leaves, never constants. `Particles` is any pytree; only the program
+    looks inside.
+    """
+
+    @property
+    def length(self) -> int:
+        """The largest number of steps."""
+        ...
+
+    def init(self, key: Array, n: int) -> tuple[Any, Array]:
+        """n draws from M_0 and their log potentials log G_0 [n], nats."""
+        ...
+
+    def step(self, key: Array, particles: Any, *, where: Array | None = None) -> tuple[Any, Array]:
+        """One step of every particle and its log potential [n], nats. Particles that are done, or where `where` [n] is
+        False, stand still at log potential 0."""
+        ...
+
+    def select(self, particles: Any, ancestors: Array) -> Any:
+        """The particles whose i-th is a copy of number `ancestors[i]` (int [m])."""
+        ...
+
+    def done(self, particles: Any) -> Array:
+        """Which particles have ended, bool [n]."""
+        ...
+
+    def value(self, particles: Any) -> Any:
+        """What queries are about: the program's result for every particle, a pytree with leading axis n."""
+        ...
+
+
+@struct.dataclass
+class Particles:
+    """The particles of a program made from a function."""
+
+    choices: dict[str, Array]  # the initial law's choices, [n, ...]
+    carry: list[Any]  # the scan's carry as leaves [n, ...], a component's batch state in its place; empty without scan
+    time: Array  # steps made: [] when per-step inputs drive all particles together, else [n]
+    ended: Array  # bool [n]
+
+
+@jax.tree_util.register_pytree_node_class
+class FunctionProgram:
+    """A function of one particle with its arguments, as a batched program. Calling it runs it as a NumPyro model."""
+
+    def __init__(self, function: Callable, tree: Any, leaves: list[Any], dynamic: tuple[bool, ...]):
+        self.function, self.tree, self.leaves, self.dynamic = function, tree, leaves, dynamic
+
+    def __call__(self) -> Any:
+        args, options = jax.tree.unflatten(self.tree, self.leaves)
+        return self.function(*args, **options)
+
+    def __repr__(self) -> str:
+        return f"<program {self.name}>"
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    # -- the protocol ------------------------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        found = [0]
+
+        def at_scan(scan: Scan, sites: dict):
+            found[0] = scan.length
+            raise _Reached
+
+        with handlers.block():
+            jax.eval_shape(lambda key: self._execute(key, {}, at_scan) and None, jax.random.key(0))
+        return found[0]
+
+    def init(self, key: Array, n: int) -> tuple[Particles, Array]:
+        reached: list[Scan] = []
+
+        def begin(key):
+            def at_scan(scan: Scan, sites: dict):
+                flat, _, sources = component.split(scan.init)
+                reached[:] = [scan]
+                carry.extend(leaf for leaf, source in zip(flat, sources, strict=True) if source is None)
+                shared.extend(sources)
+                if scan.length > 0:
+                    raise _Reached
+                return scan.init
+
+            carry: list[Array] = []
+            shared: list[Any] = []
+            sites = self._execute(key, {}, at_scan)[0]
+            return _choices(sites), carry, _log_potential(sites), shared
+
+        with _one_start(self.name):
+            choices, plain, log_potential, sources = particle_map(begin, (0,), (0, 0, 0, None))(jax.random.split(key, n))
+        if not reached:
+            return Particles(choices, [], jnp.zeros((), jnp.int32), jnp.ones(n, bool)), log_potential
+        length, driven, rest = reached[0].length, reached[0].xs is not None, iter(plain)
+        carry = [next(rest) if source is None else source.spawn(n, length) for source in sources]
+        return Particles(choices, carry, jnp.zeros(() if driven else n, jnp.int32), jnp.full(n, length == 0)), log_potential
+
+    def step(self, key: Array, particles: Particles, *, where: Array | None = None) -> tuple[Particles, Array]:
+        together = particles.time.ndim == 0
+        if where is not None and together:
+            raise ValueError(f"{self.name}: particles driven by per-step inputs (xs) move together; `where` needs a scan without xs")
+        active = ~particles.ended if where is None else ~particles.ended & where
+
+        def one(key, choices, leaves, time, active):
+            def at_scan(scan: Scan, sites: dict):
+                _, tree, sources = component.split(scan.init)
+                before = jax.tree.unflatten(tree, leaves)
+                x = None if scan.xs is None else jax.tree.map(lambda x: jnp.asarray(x)[time], scan.xs)
+                with handlers.trace() as step_sites:
+                    after = scan.step(before, x)
+                _check_carry(self.name, before, after)
+                ended = scan.ended(after) | (time + 1 >= scan.length)
+                moved.append((component.arrays(after), ended, _log_potential(step_sites), sources, set(sites)))
+                return after
+
+            moved: list[tuple] = []
+            sites = self._execute(key, choices, at_scan)[0]
+            ((after, ended, log_potential, sources, before_end),) = moved
+            at_end = {name: site for name, site in sites.items() if name not in before_end}
+            if _choices(at_end):
+                raise ValueError(f"{self.name}: sample after scan is not supported ({', '.join(_choices(at_end))}); draw it in the step, or before the scan")
+            log_potential = log_potential + jnp.where(ended, _log_potential(at_end), 0.0)
+            return after, ended, jnp.where(active, log_potential, 0.0), sources
+
+        keys = jax.random.split(key, active.shape[0])
+        batched = particle_map(one, (0, 0, 0, None if together else 0, 0), (0, 0, 0, None))
+        after, ended, log_potential, sources = batched(keys, particles.choices, component.views(particles.carry), particles.time, active)
+        carry = component.advance(particles.carry, after, sources, active)
+        time = particles.time + (1 if together else active.astype(jnp.int32))
+        return Particles(particles.choices, carry, time, particles.ended | (active & ended)), log_potential
+
+    def select(self, particles: Particles, ancestors: Array) -> Particles:
+        time = particles.time[ancestors] if particles.time.ndim else particles.time
+        choices = {name: value[ancestors] for name, value in particles.choices.items()}
+        return Particles(choices, component.select(particles.carry, ancestors), time, particles.ended[ancestors])
+
+    def done(self, particles: Particles) -> Array:
+        return particles.ended
+
+    def value(self, particles: Particles) -> Any:
+        def finish(choices, leaves):
+            def at_scan(scan: Scan, sites: dict):
+                return jax.tree.unflatten(component.split(scan.init)[1], leaves)
+
+            return jax.tree.map(jnp.asarray, self._execute(jax.random.key(0), choices, at_scan)[1])  # all choices are given: the key is idle
+
+        return particle_map(finish, (0, 0))(particles.choices, component.views(particles.carry))
+
+    # -- one particle ------------------------------------------------------------------------------------------------
+
+    def _execute(self, key: Array, choices: dict[str, Array], at_scan: Callable[[Scan, dict], Any]) -> tuple[dict, Any]:
+        """Runs the function with the given choices and fresh ones otherwise; `at_scan(scan, sites so far)` stands in for its scan."""
+        calls = []
+
+        def once(scan: Scan):
+            calls.append(scan)
+            if len(calls) > 1:
+                raise ValueError(f"{self.name}: a program has one scan; write a nested loop as a single scan, or unroll it inside the step")
+            return at_scan(scan, sites)
+
+        with isolated(), handlers.trace() as sites, handlers.seed(rng_seed=key), handlers.substitute(data=choices), AtScan(once):
+            try:
+                return sites, self()
+            except _Reached:
+                return sites, None
+
+    # -- a pytree: arrays and floats are leaves, everything else is static -----------------------------------------------
+
+    def tree_flatten(self):
+        arrays = [leaf for leaf, dynamic in zip(self.leaves, self.dynamic, strict=True) if dynamic]
+        static = tuple(None if dynamic else leaf for leaf, dynamic in zip(self.leaves, self.dynamic, strict=True))
+        return arrays, (self.function, self.tree, static, self.dynamic)
+
+    @classmethod
+    def tree_unflatten(cls, aux, arrays):
+        function, tree, static, dynamic = aux
+        rest = iter(arrays)
+        return cls(function, tree, [next(rest) if d else leaf for d, leaf in zip(dynamic, static, strict=True)], dynamic)
+
+
+class Definition:
+    """A program's definition: call it with arguments to get the `Program`. Under NumPyro's handlers the call runs the model instead."""
+
+    def __init__(self, function: Callable):
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if _PYRO_STACK:
+            return self.function(*args, **options)
+        return self.bind(*args, **options)
+
+    def bind(self, *args: Any, **options: Any) -> FunctionProgram:
+        """The program with these arguments, also inside a model (where a plain call would run it in place).
+
+        Raises:
+          TypeError: when the arguments do not fit the function, or one is neither an array, a number nor hashable.
+        """
+        inspect.signature(self.function).bind(*args, **options)
+        leaves, tree = jax.tree.flatten((args, options))
+        dynamic = tuple(isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, complex)) for leaf in leaves)
+        for leaf, is_array in zip(leaves, dynamic, strict=True):
+            if not is_array and getattr(leaf, "__hash__", None) is None:
+                raise TypeError(f"{self.__name__}: an argument holds a {type(leaf).__name__}, which is neither an array, a number nor hashable")
+        return FunctionProgram(self.function, tree, leaves, dynamic)
+
+    def __repr__(self) -> str:
+        return f"<definition of program {self.__name__}>"
+
+
+def program(function: Callable) -> Definition:
+    """Makes a program of a function of one particle, written with NumPyro distributions.
+
+    The function's arguments are its data: arrays and floats become leaves of the program (other values of the same
+    shape do not recompile anything), everything else (int, str, bool, callables) is static and part of the compiled code.
+
+    >>> import jax, numpyro.distributions as dist, posterity as po
+    >>> @po.program
+    ... def coin(flips):
+    ...     p = po.sample("p", dist.Beta(1.0, 1.0))
+    ...     po.observe("flips", dist.Bernoulli(p), flips)
+    ...     return p
+    >>> posterior = po.importance(jax.random.key(0), coin(jax.numpy.ones(3)), n=1_000)
+    >>> bool(abs(posterior.expect() - 0.8) < 0.05)
+    True
+    """
+    return Definition(function)
+
+
+class _Reached(Exception):
+    """Leaves a program at its scan."""
+
+
+@contextlib.contextmanager
+def _one_start(name: str):
+    try:
+        yield
+    except ValueError as error:
+        if "out_axes" not in str(error):
+            raise
+        raise ValueError(f"{name}: a component (a text, say) was started from a value that differs between particles; all particles share one start") from error
+
+
+def _choices(sites: dict) -> dict[str, Array]:
+    return {name: jnp.asarray(site["value"]) for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
+def _log_potential(sites: dict) -> Array:
+    """The summed log density of the observed sites (factors are observed sites), nats."""
+    total = jnp.zeros(())
+    for site in sites.values():
+        if site["type"] == "sample" and site["is_observed"]:
+            given = (site["value"], site["intermediates"]) if site["intermediates"] else (site["value"],)
+            log_prob = jnp.sum(site["fn"].log_prob(*given))
+            total = total + (log_prob if site["scale"] is None else site["scale"] * log_prob)
+    return total
+
+
+def _check_carry(name: str, before: Any, after: Any) -> None:
+    old, old_tree = jax.tree.flatten(before, is_leaf=component.is_component)
+    new, new_tree = jax.tree.flatten(after, is_leaf=component.is_component)
+    if old_tree != new_tree:
+        raise TypeError(f"{name}: the step must return a carry of the structure it was given: {old_tree}, not {new_tree}")
+    for i, (a, b) in enumerate(zip(old, new, strict=True)):
+        kinds = [type(x).__name__ if component.is_component(x) else f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in (a, b)]
+        if kinds[0] != kinds[1]:
+            raise TypeError(f"{name}: leaf {i} of the carry was {kinds[0]} and came out of the step as {kinds[1]}")
