@@ -3,6 +3,7 @@
 The decoder itself is the one source of truth for which tensors there are and what their shapes must be.
 """
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,11 @@ class Blueprint(NamedTuple):
 
 def blueprint(config: LlamaConfig, names: Names) -> Blueprint:
     """What a file must hold for a decoder of this shape; nothing is allocated."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    # Layers are alike: one is traced and copied, as tracing 30 takes more than a second.
+    decoder = nnx.eval_shape(lambda: Llama(dataclasses.replace(config, num_layers=1), rngs=nnx.Rngs(0)))
+    decoder.config = decoder.layers[0].config = config
+    decoder.layers = nnx.List([nnx.clone(decoder.layers[0]) for _ in range(config.num_layers)])
+    graph, state = nnx.split(decoder)
     flat = dict(nnx.to_flat_state(state))
     paths = {names.of(path): path for path in flat}
     shapes = {name: _stored(path, flat[path].shape) for name, path in paths.items()}
