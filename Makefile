@@ -25,7 +25,7 @@ format: $(VENV)/.with-test  ## what lint asks for, done
 	$(RUN) ruff format .
 
 types: $(VENV)/.with-test  ## types, by pyright
-	@mkdir -p .cache/types && ln -sfn ../.. .cache/types/posterity
+	@mkdir -p build/types && ln -sfn ../.. build/types/posterity
 	$(RUN) pyright
 
 contracts: $(VENV)/.with-test  ## who may import whom, by import-linter

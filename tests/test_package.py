@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tomllib
 
-import posterity
 import pytest
+
+import posterity
 
 ROOT = pathlib.Path(posterity.__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
