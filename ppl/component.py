@@ -33,6 +33,10 @@ class State(abc.ABC):
         """The components, each leaf with leading axis n."""
 
     @abc.abstractmethod
+    def result(self) -> Component:
+        """The components as queries see them at the end, each leaf with leading axis n."""
+
+    @abc.abstractmethod
     def select(self, ancestors: Array) -> Self:
         """The batch whose i-th member is a copy of member `ancestors[i]`."""
 
@@ -83,6 +87,11 @@ def spawn(flat: Sequence[Any], sources: Sequence[Source | None], n: int, steps: 
 def views(states: Sequence[Any]) -> list[Any]:
     """What each particle sees, with leading axis n."""
     return [state.view() if isinstance(state, State) else state for state in states]
+
+
+def results(states: Sequence[Any]) -> list[Any]:
+    """What queries see at the end, with leading axis n."""
+    return [state.result() if isinstance(state, State) else state for state in states]
 
 
 def advance(states: Sequence[Any], after: Sequence[Any], sources: Sequence[Source | None], active: Array) -> list[Any]:

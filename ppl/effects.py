@@ -177,4 +177,4 @@ def _by_numpyro(call: Scan) -> Any:
         return (states, ended | call.ended(after)), None
 
     (states, _), _ = numpyro_scan(step, (states, jnp.zeros((), bool)), call.xs, length=call.length)
-    return jax.tree.unflatten(tree, [component.first(view) for view in component.views(states)])
+    return jax.tree.unflatten(tree, [component.first(view) for view in component.results(states)])

@@ -175,7 +175,7 @@ class FunctionProgram:
 
             return jax.tree.map(jnp.asarray, self._execute(jax.random.key(0), choices, at_scan)[1])  # all choices are given: the key is idle
 
-        return particle_map(finish, (0, 0))(particles.choices, component.views(particles.carry))
+        return particle_map(finish, (0, 0))(particles.choices, component.results(particles.carry))
 
     # -- one particle ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,91 @@
+"""Texts sampled from a language model."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from posterity.models.lm.language_model import LanguageModel
+from posterity.models.lm.tokenizer import Tokenizer
+from posterity.ppl.effects import sample, scan
+from posterity.ppl.program import FunctionProgram, program
+
+
+def generate(lm: LanguageModel, prompt: str, *, max_tokens: int = 64, temperature: float = 1.0, stop: str | None = None) -> FunctionProgram:
+    """Continuations of `prompt`, token by token: the law of the model, unconditioned. Its values are texts.
+
+    Args:
+      max_tokens: the largest number of tokens generated.
+      temperature: logits are divided by it.
+      stop: a text that ends a continuation once it is written, also across tokens (`trimmed` takes it off).
+
+    Raises:
+      ValueError: for an empty or too long prompt, an empty stop, or max_tokens or temperature out of range.
+
+    >>> import jax, posterity as po
+    >>> posterior = po.importance(jax.random.key(0), generate(po.load("abacus"), "2+3=", max_tokens=4), n=4)
+    >>> len(posterior)
+    4
+    """
+    if max_tokens < 1:
+        raise ValueError(f"generate: max_tokens must be at least 1, got {max_tokens}")
+    if stop == "":
+        raise ValueError("generate: stop must not be empty; leave it out to stop at the model's end tokens only")
+    tokens = lm.prompt(prompt)
+    if tokens.length + max_tokens > lm.config.context_length:
+        raise ValueError(
+            f"generate: a prompt of {tokens.length} tokens and max_tokens={max_tokens} do not fit the context of {lm.name}, {lm.config.context_length} tokens"
+        )
+    table = stop_automaton(lm.tokenizer, stop.encode()) if stop else None
+    return sampled_text(lm, tokens, checked_temperature("generate", temperature), table, max_tokens)
+
+
+@program
+def sampled_text(lm, prompt, temperature, table, max_tokens):
+    """Tokens from the model until an end token or, with `table` (of `stop_automaton`), until it has read its text."""
+    text = lm.start(prompt)
+
+    def step(carry, _):
+        text, state = carry
+        token = sample("token", text.next(temperature))
+        return text.push(token), state if table is None else jnp.asarray(table)[state, token]
+
+    def until(carry):
+        text, state = carry
+        return text.ended if table is None else text.ended | (state == table.shape[0] - 1)
+
+    return scan(step, (text, jnp.zeros((), jnp.int32)), length=max_tokens, until=until)[0]
+
+
+def checked_temperature(name: str, temperature: float) -> float:
+    if not temperature > 0 or not np.isfinite(temperature):
+        raise ValueError(f"{name}: temperature must be a positive number, got {temperature}")
+    return float(temperature)
+
+
+def trimmed(text: str, stop: str | None) -> str:
+    """The text up to the first `stop`."""
+    return text if stop is None else text.split(stop, 1)[0]
+
+
+@functools.lru_cache(maxsize=32)
+def stop_automaton(tokenizer: Tokenizer, stop: bytes) -> np.ndarray:
+    """Where reading a token leads in the search for `stop` (Knuth, Morris, Pratt 1977), [bytes of stop + 1, vocab] int32.
+
+    State s has matched s bytes; the last state has found `stop` and is kept. Special tokens write no bytes.
+    """
+    final = len(stop)
+    fail = np.zeros((final + 1, 256), np.int32)  # state after one byte
+    for state in range(final):
+        for byte in range(256):
+            read = stop[:state] + bytes([byte])
+            fail[state, byte] = next(k for k in range(len(read), -1, -1) if read.endswith(stop[:k]))
+    fail[final] = final
+    lengths = np.array([len(token) for token in tokenizer.token_bytes])
+    spelled = np.zeros((len(lengths), max(1, lengths.max(initial=0))), np.uint8)
+    for i, token in enumerate(tokenizer.token_bytes):
+        spelled[i, : len(token)] = np.frombuffer(token, np.uint8)
+    state = np.broadcast_to(np.arange(final + 1, dtype=np.int32)[:, None], (final + 1, len(lengths))).copy()
+    for position in range(spelled.shape[1]):
+        state = np.where(position < lengths, fail[state, spelled[:, position]], state)
+    return state
