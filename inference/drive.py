@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
 from posterity.ppl.effects import isolated
 from posterity.ppl.population import Population, normalise
@@ -59,13 +60,17 @@ def _compiled(key: Array, program: Program, n: int, init: Callable, step: Callab
 
 
 def _stepwise(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool) -> Posterior:
-    run = jax.jit(_begin, static_argnames=("n", "init", "history"))(key, program, n, init, history)
-    with Progress(*Progress.get_default_columns(), "{task.completed:.0f} of {task.total:.0f} steps", transient=True) as bar:
+    begin = jax.jit(_begin, static_argnames=("n", "init", "history"))
+    going, advance, finish = jax.jit(_going), jax.jit(_advance, donate_argnames="run"), jax.jit(_finish)
+    with Progress(
+        *Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"), console=Console(stderr=True), transient=True
+    ) as bar:
         task = bar.add_task(repr(program), total=program.length)
-        while jax.jit(_going)(run, program):
-            run = jax.jit(_advance, donate_argnames="run")(run, program, step)
+        run = begin(key, program, n, init, history)
+        while going(run, program):
+            run = advance(run, program, step)
             bar.update(task, completed=int(run.time))
-    return jax.jit(_finish)(run, program)
+    return finish(run, program)
 
 
 def _begin(key: Array, program: Program, n: int, init: Callable, history: bool) -> Run:
@@ -85,7 +90,9 @@ def _going(run: Run, program: Program) -> Array:
 def _advance(run: Run, program: Program, step: Callable) -> Run:
     with isolated():
         population, info = step(jax.random.fold_in(run.key, run.time), program, run.population)
-    record = jax.tree.map(lambda rows, row: rows.at[run.time].set(row), run.record, info._replace(ancestors=None if run.record.ancestors is None else info.ancestors))
+    record = jax.tree.map(
+        lambda rows, row: rows.at[run.time].set(row), run.record, info._replace(ancestors=None if run.record.ancestors is None else info.ancestors)
+    )
     return Run(run.key, run.time + 1, population, record)
 
 

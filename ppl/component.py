@@ -54,6 +54,7 @@ class Source(Protocol):
 
 
 def is_component(x: Any) -> bool:
+    """Whether a leaf of a carry is a component."""
     return isinstance(x, Component)
 
 
@@ -96,20 +97,21 @@ def results(states: Sequence[Any]) -> list[Any]:
 
 def advance(states: Sequence[Any], after: Sequence[Any], sources: Sequence[Source | None], active: Array) -> list[Any]:
     """Batches after a step that left `after` (leading axis n); rows that are not `active` [n] stand still."""
-    return [
-        _where(active, new, old) if source is None else source.advance(old, new, active) for old, new, source in zip(states, after, sources, strict=True)
-    ]
+    return [_where(active, new, old) if source is None else source.advance(old, new, active) for old, new, source in zip(states, after, sources, strict=True)]
 
 
 def select(states: Sequence[Any], ancestors: Array) -> list[Any]:
+    """Batches whose i-th member is a copy of member `ancestors[i]`."""
     return [state.select(ancestors) if isinstance(state, State) else state[ancestors] for state in states]
 
 
 def first(batch: Any) -> Any:
+    """The first member of a batch."""
     return jax.tree.map(lambda x: x[0], batch)
 
 
 def batch_of_one(leaf: Any) -> Any:
+    """A batch with a single member."""
     return jax.tree.map(lambda x: jnp.asarray(x)[None], leaf)
 
 
@@ -120,6 +122,7 @@ def _where(active: Array, new: Array, old: Array) -> Array:
 def _source(part: Component) -> Source:
     if part.source is None:
         raise ValueError(
-            f"scan: a {type(part).__name__} in the first carry was copied or computed with before scan; pass it as it was created (in a tuple or dict if you like)"
+            f"scan: a {type(part).__name__} in the first carry was copied or computed with before scan; "
+            "pass it as it was created (in a tuple or dict if you like)"
         )
     return part.source

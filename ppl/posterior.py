@@ -140,7 +140,9 @@ class Posterior:
 
     def _check_alive(self) -> None:
         if not isinstance(self.log_evidence, jax.core.Tracer) and not np.isfinite(self.log_evidence):
-            raise ValueError(f"the evidence is zero: no particle of {len(self)} survived the potentials by step {int(self.steps)}, so there is no posterior to query")
+            raise ValueError(
+                f"the evidence is zero: no particle of {len(self)} survived the potentials by step {int(self.steps)}, so there is no posterior to query"
+            )
 
 
 class Answer:

@@ -41,8 +41,10 @@ class Program(Protocol):
         ...
 
     def step(self, key: Array, particles: Any, *, where: Array | None = None) -> tuple[Any, Array]:
-        """One step of every particle and its log potential [n], nats. Particles that are done, or where `where` [n] is
-        False, stand still at log potential 0."""
+        """One step of every particle, and its log potential [n] in nats.
+
+        Particles that are done, or where `where` [n] is False, stand still at log potential 0.
+        """
         ...
 
     def select(self, particles: Any, ancestors: Array) -> Any:

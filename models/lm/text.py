@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 
 class NextToken(dist.CategoricalLogits):
-    """A next-token law. A categorical that samples by inverting its distribution function: one uniform a draw instead of
-    one Gumbel variate a token, which over a large vocabulary costs as much as the model."""
+    """A next-token law: a categorical that samples by inverting its distribution function.
+
+    One uniform a draw instead of one Gumbel variate a token, which over a large vocabulary costs as much as the model.
+    """
 
     def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
         shape = sample_shape + self.batch_shape

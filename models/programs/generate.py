@@ -15,6 +15,8 @@ def generate(lm: LanguageModel, prompt: str, *, max_tokens: int = 64, temperatur
     """Continuations of `prompt`, token by token: the law of the model, unconditioned. Its values are texts.
 
     Args:
+      lm: the model.
+      prompt: a text it can encode.
       max_tokens: the largest number of tokens generated.
       temperature: logits are divided by it.
       stop: a text that ends a continuation once it is written, also across tokens (`trimmed` takes it off).
@@ -58,6 +60,7 @@ def sampled_text(lm, prompt, temperature, table, max_tokens):
 
 
 def checked_temperature(name: str, temperature: float) -> float:
+    """The temperature, or a ValueError in the name of `name` when it is not a positive number."""
     if not temperature > 0 or not np.isfinite(temperature):
         raise ValueError(f"{name}: temperature must be a positive number, got {temperature}")
     return float(temperature)
