@@ -9,7 +9,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, lax
 from numpyro.distributions import constraints
 
 
@@ -33,7 +33,9 @@ class Ancestors(dist.Distribution):
     def cumulative(self) -> Array:
         """The weights' distribution function [n], ending in exactly 1."""
         weights = jnp.exp(self.log_weights - jnp.max(self.log_weights))
-        total = jnp.cumsum(weights)
+        # The entries of a parallel sum round differently: unless it is made flat where the weight is zero, particles of
+        # weight zero are drawn (three in 300,000 draws at n = 10,000).
+        total = lax.cummax(jnp.where(weights > 0, jnp.cumsum(weights), 0.0))
         return total / total[-1]
 
     def log_prob(self, value: Array) -> Array:
@@ -52,7 +54,8 @@ class Systematic(Ancestors):
         return _each(self._at, jax.random.uniform(key, sample_shape, self.log_weights.dtype))
 
     def _at(self, u: Array) -> Array:
-        return _ancestors(jnp.ceil(self.size * self.cumulative - u), self.size)
+        cumulative, n = self.cumulative, self.size
+        return _ancestors(jnp.where(cumulative < 1, jnp.ceil(n * cumulative - u), n), n)
 
     def _atoms(self):
         edges = jnp.sort(jnp.concatenate([jnp.array([0.0, 1.0]), (self.size * self.cumulative) % 1.0]))
@@ -101,11 +104,12 @@ def scheme(resampling: str | type[Ancestors]) -> type[Ancestors]:
 def _ancestors(offsets: Array, n: int) -> Array:
     """Ancestors [n] from how many points lie below each particle's end [n]: the histogram of ends, accumulated. O(n), no search."""
     ends = jnp.zeros(n + 1, jnp.int32).at[jnp.clip(offsets, 0, n).astype(jnp.int32)].add(1)
-    return jnp.cumsum(ends)[:n]
+    return jnp.cumsum(ends, dtype=jnp.int32)[:n]
 
 
 def _inverse(cumulative: Array, u: Array) -> Array:
-    return jnp.searchsorted(cumulative, u, side="right").astype(jnp.int32)
+    last = jnp.argmax(cumulative)  # of positive weight; u may have been rounded up to 1
+    return jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), last).astype(jnp.int32)
 
 
 def _each(function, batch: Array, event_ndim: int = 0) -> Array:
