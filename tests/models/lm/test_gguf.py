@@ -1,0 +1,180 @@
+"""GGUF files: what they hold is what the decoder computes with, and what cannot be used is refused with its reason."""
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from posterity.models.lm import gguf_file
+from posterity.tests.fixtures.tiny_llama import TEMPLATE, Shape, blocks_of, bpe, floats_of, gguf_tensors, log_probs, random_tensors, vocabulary, write_gguf
+
+TOKENS = [1, 250, 7, 7, 33, 120, 299, 0]
+WIDE = Shape(hidden=256, intermediate=256, layers=1, size=64)  # K-quants come in blocks of 256
+LINES = ("hello world", "12 apples, ²½ ٣٤\n\n\t é 😀", "<|im_start|>user\nhell<|im_end|>", " <|im_start|", "")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "tiny.gguf"
+
+
+@nnx.jit
+def whole(decoder, tokens):
+    return jax.nn.log_softmax(decoder.logits(decoder(tokens)[0]))[0]
+
+
+@pytest.mark.parametrize("quantisation", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K"])
+def test_quantised_weights_give_the_log_probabilities_of_plain_numpy_on_the_same_values(path, quantisation):
+    blocks = blocks_of(random_tensors(WIDE), quantisation)
+    decoder, _ = gguf_file.load(write_gguf(path, blocks, WIDE, quantisation))
+    np.testing.assert_allclose(whole(decoder, jnp.array([TOKENS])), log_probs(floats_of(blocks, quantisation), WIDE, TOKENS), atol=5e-4)
+
+
+def test_biases_and_a_free_head_arrive_in_place(path):
+    shape = Shape(bias=True, tied=False)
+    tensors = random_tensors(shape)
+    decoder, _ = gguf_file.load(write_gguf(path, tensors, shape, **{"tokenizer.ggml.pre": "qwen2"}))
+    assert decoder.config.rope_layout == "half"
+    np.testing.assert_array_equal(decoder.layers[1].key.bias[...], tensors["model.layers.1.self_attn.k_proj.bias"])
+    np.testing.assert_array_equal(decoder.layers[1].query.kernel[...].T, tensors["model.layers.1.self_attn.q_proj.weight"])
+    np.testing.assert_array_equal(decoder.head.kernel[...].T, tensors["lm_head.weight"])
+
+
+def test_the_model_outlives_its_file(path):
+    decoder, _ = gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape()))
+    path.write_bytes(b"\0" * path.stat().st_size)
+    np.testing.assert_array_equal(decoder.norm.scale[...], random_tensors(Shape())["model.norm.weight"])
+
+
+@pytest.mark.parametrize("text", LINES)
+def test_the_tokenizer_of_the_metadata_is_the_one_that_was_written(path, text):
+    _, tokenizer = gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape()))
+    assert tokenizer.encode(text) == bpe().encode(text).ids
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace("<|im_start|>", "").replace("<|im_end|>", "")
+    assert tokenizer.vocab_size == Shape().vocab
+    assert tokenizer.end_ids == (0, 2)
+    assert tokenizer.chat_template == TEMPLATE
+
+
+WORDS = {
+    "gpt-2": ["It", "'", "S", " 1234567", " naïve", "  ", " tests", "!\n"],
+    "smollm": ["It", "'", "S", " ", *"1234567", " naïve", "  ", " tests", "!\n"],
+    "llama-bpe": ["It", "'S", " ", "123", "456", "7", " naïve", "  ", " tests", "!\n"],
+    "qwen2": ["It", "'S", " ", *"1234567", " naïve", "  ", " tests", "!\n"],
+}
+
+
+@pytest.mark.parametrize("style", WORDS)
+def test_each_pre_tokenizer_cuts_words_as_its_family_does(path, style):
+    """Expected words by the published patterns of GPT-2, SmolLM, Llama 3 and Qwen 2 ("!\\n" is two words in the first two)."""
+    expected = [part for word in WORDS[style] for part in (("!", "\n") if word == "!\n" and style in ("gpt-2", "smollm") else (word,))]
+    _, tokenizer = gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape(), **{"tokenizer.ggml.pre": style}))
+    text = "It'S 1234567 naïve   tests!\n"
+    assert [text[start:stop] for _, (start, stop) in tokenizer.backend.pre_tokenizer.pre_tokenize_str(text)] == expected
+
+
+def test_a_beginning_is_added_where_the_file_asks_for_it_and_only_once(path):
+    _, tokenizer = gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape(), **{"tokenizer.ggml.add_bos_token": True}))
+    assert tokenizer.encode("hello")[0] == 1
+    assert tokenizer.encode("<|im_start|>hello") == tokenizer.encode("hello")
+
+
+def test_tokens_marked_unused_have_no_bytes_and_user_defined_ones_are_whole(path):
+    kinds = [gguf.TokenType.NORMAL] * len(vocabulary())
+    kinds[0], kinds[2] = gguf.TokenType.UNUSED, gguf.TokenType.USER_DEFINED
+    _, tokenizer = gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape(), **{"tokenizer.ggml.token_type": [int(kind) for kind in kinds]}))
+    assert tokenizer.token_bytes[:3] == (b"", b"<|im_start|>", b"<|im_end|>")
+    assert tokenizer.encode("hello<|im_end|>")[-1] == 2
+    assert tokenizer.decode([2]) == "<|im_end|>"
+
+
+REFUSED = {
+    "architecture gemma3 is not supported; supported are llama, qwen2": {"architecture": "gemma3"},
+    "RoPE scaling is not supported": {"rope.scaling.type": "yarn"},
+    "llama.expert_count = 8 is not supported": {"expert_count": 8},
+    "llama.attention.sliding_window = 128 is not supported": {"attention.sliding_window": 128},
+    "llama.rope.dimension_count = 4 is not supported where heads have 8 channels": {"rope.dimension_count": 4},
+    "metadata llama.block_count is missing": {"block_count": None},
+    "metadata llama.context_length must be a whole number, got 'long'": {"context_length": "long"},
+    "num_heads (4) must be a multiple of num_kv_heads (3)": {"attention.head_count_kv": 3},
+    "4000000000 layers, but there are only 20 tensors": {"block_count": 4_000_000_000},
+    "tensor blk.0.ffn_down.weight has shape (32, 64), its configuration calls for (32, 65)": {"feed_forward_length": 65},
+    "tensor blk.2.attn_norm.weight of shape (32,) is missing": {"block_count": 3},
+    "tensors that this architecture does not have: blk.1.": {"block_count": 1},
+    "tokenizer model llama is not supported; supported is gpt2": {"tokenizer.ggml.model": "llama"},
+    "pre-tokenizer tekken is not supported; supported are gpt-2, smollm, llama-bpe, qwen2": {"tokenizer.ggml.pre": "tekken"},
+    "metadata tokenizer.ggml.merges is missing": {"tokenizer.ggml.merges": None},
+    "do not fit together": {"tokenizer.ggml.merges": ["h e", "he xyz"]},
+    "1 types": {"tokenizer.ggml.token_type": [1]},
+    "tokenizer.ggml.eos_token_id = 999, but there are 265 tokens": {"tokenizer.ggml.eos_token_id": 999},
+    "it has 265 tokens, more than the model's vocabulary of 200": {"vocab_size": 200},
+    "big-endian": {"endianess": gguf.GGUFEndian.BIG},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_the_decoder_cannot_do_is_refused_with_its_reason(path, reason):
+    with pytest.raises(ValueError, match="tiny.gguf") as error:
+        gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape(), **REFUSED[reason]))
+    assert reason in str(error.value)
+
+
+def test_an_unsupported_quantisation_is_refused_with_the_supported_ones(path):
+    tensors = random_tensors(WIDE)
+    width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.IQ2_XS][1]
+    blocks = {name: x if x.ndim == 1 else np.zeros((len(x), x.shape[1] // 256 * width), np.uint8) for name, x in tensors.items()}
+    with pytest.raises(ValueError, match=r"tiny.gguf: tensor \S+ is of type IQ2_XS; supported are F32, F16, BF16, Q8_0"):
+        gguf_file.load(write_gguf(path, blocks, WIDE, "IQ2_XS"))
+
+
+def test_rope_frequencies_of_a_scaled_model_are_refused(path):
+    with pytest.raises(ValueError, match="RoPE scaling is not supported"):
+        gguf_file.load(write_gguf(path, random_tensors(Shape()) | {"rope_freqs.weight": np.ones(4, np.float32)}, Shape()))
+
+
+def test_weights_that_are_not_finite_are_refused(path):
+    tensors = random_tensors(Shape())
+    tensors["model.norm.weight"][3] = np.nan
+    with pytest.raises(ValueError, match=r"tiny.gguf: tensor output_norm.weight holds values that are not finite"):
+        gguf_file.load(write_gguf(path, tensors, Shape()))
+
+
+def test_a_file_truncated_anywhere_is_refused(path):
+    whole_file = write_gguf(path, random_tensors(Shape()), Shape()).read_bytes()
+    for length in [*range(4, 64), *range(64, len(whole_file), len(whole_file) // 97), len(whole_file) - 1]:
+        path.write_bytes(whole_file[:length])
+        with pytest.raises(ValueError, match=r"tiny.gguf: truncated or corrupt GGUF file: .* ends at byte"):
+            gguf_file.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"hello, world", b"PK\x03\x04" * 99], ids=["empty", "two bytes", "text", "zip"])
+def test_a_file_of_another_kind_is_refused(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="tiny.gguf: not a GGUF file"):
+        gguf_file.load(path)
+
+
+def test_a_file_that_is_not_there_is_named(path, tmp_path):
+    for missing in (path, tmp_path):
+        with pytest.raises(FileNotFoundError, match=missing.name):
+            gguf_file.load(missing)
+
+
+def test_damaged_headers_are_refused_or_harmless_but_never_crash(path):
+    """A byte of the header set at random: the file loads, or ValueError says, by its name, what is wrong with it."""
+    shape = Shape(layers=1)
+    content = write_gguf(path, random_tensors(shape), shape).read_bytes()
+    header = len(content) - sum(x.nbytes + 32 for x in gguf_tensors(random_tensors(shape), shape).values())
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        damaged[int(rng.integers(4, header))] = int(rng.integers(0, 256))
+        path.write_bytes(damaged)
+        try:
+            gguf_file.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 10
