@@ -84,7 +84,10 @@ def _begin(key: Array, program: Program, n: int, init: Callable, history: bool) 
 
 
 def _going(run: Run, program: Program) -> Array:
-    return (run.time < run.record.ess.shape[0]) & ~jnp.all(program.done(run.population.particles))
+    """Until all particles are done. A run that can come to nothing (no weight left, or an invalid potential) stops where that is seen."""
+    population = run.population
+    fruitful = jnp.any(population.log_weights > -jnp.inf) & (population.invalid == 0)
+    return fruitful & (run.time < run.record.ess.shape[0]) & ~jnp.all(program.done(population.particles))
 
 
 def _advance(run: Run, program: Program, step: Callable) -> Run:
@@ -117,4 +120,5 @@ def _finish(run: Run, program: Program) -> Posterior:
 
 def _check(posterior: Posterior, program: Program) -> None:
     if not isinstance(posterior.invalid, jax.core.Tracer) and int(posterior.invalid):
-        raise ValueError(f"{program}: {int(posterior.invalid)} log potentials were NaN or +inf by step {int(posterior.steps)}; each must be finite or -inf")
+        when = f"step {int(posterior.steps)}" if int(posterior.steps) else "the initial law"
+        raise ValueError(f"{program}: {int(posterior.invalid)} of {len(posterior)} log potentials were NaN or +inf at {when}; each must be finite or -inf")

@@ -34,8 +34,8 @@ class Posterior:
     log_weights: Array  # [n] normalised, nats; all -inf when the evidence is zero
     log_evidence: Array  # [] nats; -inf when no particle survived
     eves: Array  # [n] each particle's ancestor at time 0
-    invalid: Array  # [] how many potentials were NaN or +inf (counted as zero; then log_evidence is -inf)
-    steps: Array  # [] steps made
+    invalid: Array  # [] how many potentials of the last step were NaN or +inf; then the run stopped there and log_evidence is -inf
+    steps: Array  # [] steps made; fewer than the program's when all particles were done, or none had any weight left
     ess_history: Array  # [length] effective sample size when each step began; NaN for steps not made
     resampled: Array  # [length] bool
     ancestors: Array | None  # [length, n] int32, or None when the run kept no history
@@ -79,7 +79,7 @@ class Posterior:
 
     def prob(self, event: Callable[[Any], Any]) -> Array:
         """The posterior probability that `event(value)` holds."""
-        return self.expect(lambda value: jnp.asarray(event(value), bool))
+        return jnp.clip(self.expect(lambda value: jnp.asarray(event(value), bool)), 0.0, 1.0)  # rounding of the weights may leave a hair over 1
 
     def estimate(self, f: Callable[[Any], Any]) -> Estimate:
         """The posterior mean of a scalar `f(value)` with its Monte Carlo standard error."""
@@ -96,9 +96,10 @@ class Posterior:
         y = jax.vmap(f)(self.values)
         if jnp.ndim(y) != 1:
             raise ValueError(f"quantile: f must return a scalar, it returned shape {jnp.shape(y)[1:]}")
-        alive = np.flatnonzero(np.asarray(self.weights) > 0)
+        weights = self._host_weights()
+        alive = np.flatnonzero(weights > 0)
         order = alive[np.argsort(np.asarray(y)[alive], kind="stable")]
-        cumulative = np.cumsum(np.asarray(self.weights, float)[order])
+        cumulative = np.cumsum(weights[order])
         index = np.searchsorted(cumulative, np.asarray(q) * cumulative[-1], side="left")
         return y[order[np.minimum(index, len(order) - 1)]]
 
@@ -116,11 +117,11 @@ class Posterior:
             number or tuple of numbers it holds.
         """
         self._check_alive()
-        labels = self._labels(extract)
-        weights = np.asarray(self.weights, float)
+        weights, rows = self._host_weights(), jax.device_get(self.values)
         alive = np.flatnonzero(weights > 0)
+        read = plain if extract is None else extract
         ids: dict[Any, int] = {}
-        which = np.array([ids.setdefault(labels[i], len(ids)) for i in alive])
+        which = np.array([ids.setdefault(read(jax.tree.map(lambda x, i=i: x[i], rows)), len(ids)) for i in alive])
         probability, error = _shares(weights[alive], which, np.asarray(self.eves)[alive])
         return {answer: Estimate(float(probability[k]), float(error[k])) for answer, k in sorted(ids.items(), key=lambda item: -probability[item[1]])}
 
@@ -128,20 +129,21 @@ class Posterior:
         """The entropy of the answer's posterior, nats (plug-in estimate, biased low when answers are many)."""
         return -math.fsum(e.value * math.log(e.value) for e in self.answers(extract).values())
 
-    def _labels(self, extract: Callable[[Any], Hashable] | None) -> list[Any]:
-        rows = jax.device_get(self.values)
-        read = plain if extract is None else extract
-        return [read(jax.tree.map(lambda x, i=i: x[i], rows)) for i in range(len(self))]
+    def _host_weights(self) -> np.ndarray:
+        """The weights [n] in double precision, so that probabilities sum to one in print."""
+        weights = np.exp(np.asarray(self.log_weights, float))
+        return weights / weights.sum()
 
     def _error(self, y: np.ndarray, mean: float) -> float:
-        deviations = np.asarray(self.weights, float) * (np.where(np.asarray(self.weights) > 0, y, mean) - mean)
+        weights = self._host_weights()
+        deviations = weights * (np.where(weights > 0, y, mean) - mean)
         families = np.bincount(np.asarray(self.eves), weights=deviations, minlength=len(self))
         return math.sqrt(max(float(deviations @ deviations), float(families @ families)))
 
     def _check_alive(self) -> None:
         if not isinstance(self.log_evidence, jax.core.Tracer) and not np.isfinite(self.log_evidence):
             raise ValueError(
-                f"the evidence is zero: no particle of {len(self)} survived the potentials by step {int(self.steps)}, so there is no posterior to query"
+                f"the evidence is zero: no particle of {len(self)} survived the potentials of step {int(self.steps)}, so there is no posterior to query"
             )
 
 
