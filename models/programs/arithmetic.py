@@ -15,6 +15,7 @@ the left, and parentheses; several may be legal at once (`2*3+4*5`), and the *ca
 import re
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
@@ -108,7 +109,7 @@ def trace(prompt: str) -> list[str]:
 def check(prompt: str, text: str) -> list[bool]:
     """A verdict on every line of a finished `text`: a legal reduction of the line before it, and a number if and only if it is the last."""
     lines = [parse(prompt), *text.split("\n")]
-    verdicts = [is_reduction(before, after) and not is_number(after) for before, after in zip(lines, lines[1:], strict=False)]
+    verdicts = [is_reduction(before, after) and not is_number(after) for before, after in pairwise(lines)]
     verdicts[-1] = is_reduction(lines[-2], lines[-1]) and is_number(lines[-1])
     return verdicts
 

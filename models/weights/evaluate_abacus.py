@@ -1,23 +1,34 @@
-"""How often one plain sample of a character-level model solves a problem of arithmetic, by level."""
+"""Measures Abacus and writes its card: `python -m posterity.models.weights.evaluate_abacus DIR`, which training ends with.
 
+What is measured is how often one plain sample, at temperature 1, solves a problem: every line legal and correct.
+"""
+
+import importlib.util
+import json
 import math
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import typer
 from flax import nnx
 from jax import Array
 
+from posterity.models.lm import huggingface
+from posterity.models.lm.config import LlamaConfig
 from posterity.models.lm.llama import KeysValues, Llama
 from posterity.models.lm.tokenizer import Tokenizer
-from posterity.models.programs.arithmetic import LEVELS, check, is_held_out, random_prompt
+from posterity.models.programs.arithmetic import LEVELS, check, is_held_out, random_prompt, trace
+from posterity.models.weights.abacus_card import card, plot_loss
 
 
 class Accuracy(NamedTuple):
-    """Solved texts out of the number sampled: every line legal and correct, ended by a number."""
+    """Solved problems out of those tried."""
 
     solved: int
     count: int
@@ -28,21 +39,43 @@ class Accuracy(NamedTuple):
         return self.solved / self.count
 
     def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Wilson's (1927) score interval, 95% by default."""
+        """Wilson's (1927) score interval for the probability of a solution, 95% by default."""
         centre = (self.solved + z * z / 2) / (self.count + z * z)
         radius = z * math.sqrt(self.count * self.rate * (1 - self.rate) + z * z / 4) / (self.count + z * z)
         return centre - radius, centre + radius
 
 
+def main(
+    directory: Annotated[Path, typer.Argument(help="the model directory that training wrote")],
+    count: Annotated[int, typer.Option(min=1, help="problems of each level")] = 1000,
+    seed: Annotated[int, typer.Option(help="of problems and samples")] = 1,
+):
+    """Measures accuracy by level and writes the card, and the loss curve if matplotlib is installed, beside the directory."""
+    decoder, tokenizer = huggingface.load(directory)
+    results = {}
+    for level in LEVELS:
+        results[level] = accuracy(decoder, tokenizer, level=level, count=count, seed=seed)
+        low, high = results[level].interval()
+        print(f"level {level}: {results[level].rate:.3f} solved by one sample (95%: {low:.3f} to {high:.3f})", flush=True)
+    record = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(decoder, nnx.Param)))
+    size = (directory / "model.safetensors").stat().st_size
+    picture = directory.with_name(f"{directory.name}-loss.png") if importlib.util.find_spec("matplotlib") else None
+    if picture:
+        plot_loss(record["curve"], picture)
+    text = card(decoder.config, parameters, size, record, results, seed, examples(decoder, tokenizer, seed), picture and picture.name)
+    directory.with_name(f"{directory.name}.md").write_text(text, encoding="utf-8")
+
+
 def accuracy(decoder: Llama, tokenizer: Tokenizer, *, level: int, count: int, seed: int) -> Accuracy:
-    """Single-sample accuracy at temperature 1 over `count` prompts of a level, none of them trained on (but of level 1, which has 255 in all)."""
+    """Single-sample accuracy over `count` problems of a level that training left out (any problems of level 1, see `unseen_prompts`)."""
     prompts = unseen_prompts(seed, level, count)
     texts = sample_texts(jax.random.key(seed), decoder, tokenizer, prompts)
     return Accuracy(sum(text is not None and all(check(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)), count)
 
 
 def unseen_prompts(seed: int, level: int, count: int) -> list[str]:
-    """`count` prompts of a level that training leaves out (any prompts, for level 1)."""
+    """`count` prompts of a level that training leaves out. Level 1 has 255 prompts in all, so it leaves none of them out."""
     rng, prompts = Random(f"unseen/{seed}/{level}"), []
     while len(prompts) < count:
         prompt = random_prompt(rng, LEVELS[level])
@@ -51,10 +84,17 @@ def unseen_prompts(seed: int, level: int, count: int) -> list[str]:
     return prompts
 
 
-def sample_texts(key: Array, decoder: Llama, tokenizer: Tokenizer, prompts: list[str], *, steps: int = 96) -> list[str | None]:
-    """One continuation of every prompt, sampled token by token at temperature 1; None where no end token came within `steps` tokens, the prompt's included."""
+def examples(decoder: Llama, tokenizer: Tokenizer, seed: int) -> list[tuple[str, str | None, bool]]:
+    """One sample for one problem of every level: prompt, text, and whether it is right."""
+    prompts = [unseen_prompts(seed + 1, level, 1)[0] for level in LEVELS]
+    texts = sample_texts(jax.random.key(seed + 1), decoder, tokenizer, prompts)
+    return [(prompt, text, text is not None and all(check(prompt, text))) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def sample_texts(key: Array, decoder: Llama, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str | None]:
+    """One solution of every prompt, sampled token by token at temperature 1; None where no end token came while the text could still be right."""
     ids = [tokenizer.encode(prompt) for prompt in prompts]
-    forced = np.full((len(ids), steps), -1, np.int32)
+    forced = np.full((len(ids), max(longest_text(prompt) for prompt in prompts)), -1, np.int32)
     for row, prompt_ids in zip(forced, ids, strict=True):
         row[: len(prompt_ids)] = prompt_ids
     sampled = np.asarray(_continue(*nnx.split(decoder), key, jnp.asarray(forced)))
@@ -66,18 +106,25 @@ def sample_texts(key: Array, decoder: Llama, tokenizer: Tokenizer, prompts: list
     return texts
 
 
+def longest_text(prompt: str) -> int:
+    """A bound on the tokens of prompt, right solution and end token: every line is shorter than the one before."""
+    lines = len(trace(prompt))
+    return len(prompt) + sum(len(prompt) - line for line in range(1, lines + 1))
+
+
 @partial(jax.jit, static_argnums=0)
-def _continue(graph, weights, key: Array, forced: Array) -> Array:
+def _continue(graph: nnx.GraphDef, weights: nnx.State, key: Array, forced: Array) -> Array:
     """Token ids [n, steps]: those of `forced` where they are not negative, sampled ones elsewhere."""
     decoder = nnx.merge(graph, weights)
     config, (n, steps) = decoder.config, forced.shape
-    nothing = [_cache(config, 1, 0)] * config.num_layers
+    # The prompts differ, so nothing is shared: each is the beginning of its own suffix.
+    shared = [_cache(config, 1, 0)] * config.num_layers
 
     def extend(carry, step):
         suffix, logits = carry
         position, key, given = step
         tokens = jnp.where(given < 0, jax.random.categorical(key, logits), given)
-        hidden, suffix = decoder.decode(tokens, nothing, jnp.zeros((), jnp.int32), suffix, jnp.full(n, position))
+        hidden, suffix = decoder.decode(tokens, shared, jnp.zeros((), jnp.int32), suffix, jnp.full(n, position))
         return (suffix, decoder.logits(hidden)), tokens
 
     start = [_cache(config, n, steps) for _ in range(config.num_layers)], jnp.zeros((n, config.vocab_size))
@@ -85,6 +132,10 @@ def _continue(graph, weights, key: Array, forced: Array) -> Array:
     return tokens.T
 
 
-def _cache(config, n: int, length: int) -> KeysValues:
+def _cache(config: LlamaConfig, n: int, length: int) -> KeysValues:
     empty = jnp.zeros((n, length, config.num_kv_heads, config.head_dim))
     return KeysValues(empty, empty)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -33,6 +33,7 @@ from posterity.models.lm.config import LlamaConfig
 from posterity.models.lm.llama import Llama
 from posterity.models.lm.tokenizer import Tokenizer
 from posterity.models.programs.arithmetic import CHARACTERS, LEVELS, Level, is_held_out, random_prompt, trace
+from posterity.models.weights import evaluate_abacus
 
 END = len(CHARACTERS)  # the id of the end token; a character's id is its place in CHARACTERS
 CONFIG = LlamaConfig(
@@ -70,9 +71,7 @@ def main(
     """Trains for so many minutes, saving as it goes, then measures accuracy by level and writes the card."""
     decoder, record = train(minutes, seed, out, save_every)
     save(decoder, record, out)
-    from posterity.models.weights import evaluate_abacus
-
-    evaluate_abacus.main(out)
+    evaluate_abacus.main(out, count=1000, seed=1)
 
 
 def train(minutes: float, seed: int, out: Path, save_every: float) -> tuple[Llama, dict]:
@@ -80,12 +79,12 @@ def train(minutes: float, seed: int, out: Path, save_every: float) -> tuple[Llam
     graph, weights = nnx.split(Llama(CONFIG, rngs=nnx.Rngs(seed)))
     optimizer = optimizer_of(weights)
     state, update = optimizer.init(weights), update_of(graph, optimizer)
-    start, reported, saved, losses, curve, tokens = time.perf_counter(), 0.0, 0.0, [], [], 0
+    start, reported, saved, losses, curve, tokens, texts = time.perf_counter(), 0.0, 0.0, [], [], 0, 0
     for step, batch in enumerate(prefetch(batches(seed)), 1):
         elapsed = (time.perf_counter() - start) / 60
         weights, state, loss = update(weights, state, batch, rate(elapsed / minutes))
         losses.append(loss)
-        tokens += batch.weights.size
+        tokens, texts = tokens + batch.weights.size, texts + len(batch.weights)
         if len(losses) > 2:
             losses[-3].block_until_ready()  # a schedule by the clock must not run ahead of the work
         if elapsed - reported >= min(0.5, minutes / 10) or elapsed >= minutes:
@@ -93,7 +92,7 @@ def train(minutes: float, seed: int, out: Path, save_every: float) -> tuple[Llam
             curve.append((step, round(elapsed, 2), round(mean, 5)))
             print(f"{elapsed:5.1f} of {minutes:g} min  step {step:6d}  {tokens / elapsed / 60:7,.0f} tokens/s  loss {mean:.4f} nats a character", flush=True)
             reported, losses = elapsed, []
-        record = {"seed": seed, "minutes": round(elapsed, 1), "steps": step, "tokens": tokens, "curve": curve, **_machine()}
+        record = {"seed": seed, "minutes": round(elapsed, 1), "steps": step, "tokens": tokens, "texts": texts, "curve": curve}
         if elapsed >= minutes:
             return nnx.merge(graph, weights), record
         if elapsed - saved >= save_every:
@@ -105,7 +104,8 @@ def train(minutes: float, seed: int, out: Path, save_every: float) -> tuple[Llam
 def save(decoder: Llama, record: dict, out: Path) -> None:
     """Writes the model directory and, beside the weights, the record of their training."""
     huggingface.save(out, decoder, tokenizer())
-    (out / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    settings = {"mixture": list(MIXTURE.items()), "batch_tokens": BATCH_TOKENS, "peak_muon": PEAK_MUON, "peak_adam": PEAK_ADAM, "warmup": WARMUP}
+    (out / "training.json").write_text(json.dumps(record | settings | _machine()) + "\n", encoding="utf-8")
 
 
 def tokenizer() -> Tokenizer:
@@ -119,20 +119,20 @@ def tokenizer() -> Tokenizer:
 
 
 def optimizer_of(weights) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on matrices, AdamW on the rest. AdamW on all needed about four times the steps to the same loss in short runs."""
+    """Muon (Jordan et al. 2024) on matrices, AdamW on the rest. In 600 steps this reached a loss of 0.50, AdamW alone 1.20."""
     kinds = jax.tree_util.tree_map_with_path(lambda path, x: "muon" if x.ndim == 2 and "embed" not in jax.tree_util.keystr(path) else "adam", weights)
     rules = {"muon": optax.contrib.muon(PEAK_MUON), "adam": optax.adamw(PEAK_ADAM, b2=0.98)}
     return optax.chain(optax.clip_by_global_norm(1.0), optax.partition(rules, kinds))
 
 
 def update_of(graph, optimizer):
-    """One compiled training step; `rate` in 0..1 scales the peak learning rates."""
+    """One compiled training step; `scale` in 0..1 multiplies the peak learning rates."""
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def update(weights, state, batch: Batch, rate: Array):
+    def update(weights, state, batch: Batch, scale: Array):
         loss, gradient = jax.value_and_grad(lambda weights: loss_of(nnx.merge(graph, weights), batch))(weights)
         change, state = optimizer.update(gradient, state, weights)
-        return optax.apply_updates(weights, jax.tree.map(lambda x: rate * x, change)), state, loss
+        return optax.apply_updates(weights, jax.tree.map(lambda x: scale * x, change)), state, loss
 
     return update
 
@@ -190,8 +190,12 @@ def prefetch(items: Iterator[Batch], ahead: int = 8) -> Iterator[Batch]:
 
 
 def _machine() -> dict:
-    versions = {name: version(name) for name in ("jax", "flax", "optax", "numpy", "tokenizers")}
-    return {"machine": f"{os.cpu_count()} {platform.machine()} cores, {jax.default_backend()}", "python": platform.python_version(), "versions": versions}
+    return {
+        "cpu_minutes": round(time.process_time() / 60, 1),
+        "machine": f"{os.cpu_count()} {platform.machine()} cores, {jax.default_backend()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy", "tokenizers")},
+    }
 
 
 if __name__ == "__main__":
