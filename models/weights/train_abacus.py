@@ -11,7 +11,7 @@ import platform
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -74,14 +74,14 @@ def main(
     evaluate_abacus.main(out, count=1000, seed=1)
 
 
-def train(minutes: float, seed: int, out: Path, save_every: float) -> tuple[Llama, dict]:
-    """The trained decoder and a record of the run."""
+def train(minutes: float, seed: int, out: Path, save_every: float, clock: Callable[[], float] = time.perf_counter) -> tuple[Llama, dict]:
+    """The trained decoder and a record of the run. `clock` counts seconds."""
     graph, weights = nnx.split(Llama(CONFIG, rngs=nnx.Rngs(seed)))
     optimizer = optimizer_of(weights)
     state, update = optimizer.init(weights), update_of(graph, optimizer)
-    start, reported, saved, losses, curve, tokens, texts = time.perf_counter(), 0.0, 0.0, [], [], 0, 0
+    start, reported, saved, losses, curve, tokens, texts = clock(), 0.0, 0.0, [], [], 0, 0
     for step, batch in enumerate(prefetch(batches(seed)), 1):
-        elapsed = (time.perf_counter() - start) / 60
+        elapsed = (clock() - start) / 60
         weights, state, loss = update(weights, state, batch, rate(elapsed / minutes))
         losses.append(loss)
         tokens, texts = tokens + batch.weights.size, texts + len(batch.weights)
