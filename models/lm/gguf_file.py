@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from gguf import GGUFEndian, GGUFReader, GGUFValueType, dequantize
+from gguf import GGUFEndian, GGUFReader, dequantize
 from gguf import TokenType as Kind
 from gguf.gguf_reader import ReaderField, ReaderTensor
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
@@ -218,8 +218,9 @@ def _open(path: Path) -> GGUFReader:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{path}: not a GGUF file (it does not begin with the letters GGUF)")
     try:
-        reader = _Reader(path)
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        with np.errstate(over="raise"):  # an offset near 2^64 would wrap around into the file
+            reader = _Reader(path)
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path}: truncated or corrupt GGUF file: {error}") from error
     if reader.endianess != GGUFEndian.LITTLE:
         raise ValueError(f"{path}: a big-endian GGUF file; only little-endian ones are supported")

@@ -157,7 +157,8 @@ def _load_weights(directory: Path, config: LlamaConfig) -> Llama:
             handles[file] = safe_open(file, framework="flax")
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file}: truncated or not a safetensors file ({error})") from error
-        for name in handles[file].keys():
+        names = handles[file].keys()
+        for name in names:
             if name in found:
                 raise ValueError(f"{file}: tensor {name} is also in {place[name].name}")
             place[name] = file
@@ -200,6 +201,8 @@ def _load_tokenizer(directory: Path, settings: dict, config: LlamaConfig) -> Tok
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises bare exceptions
         raise ValueError(f"{path}: not a tokenizer of the `tokenizers` library ({error})") from error
+    backend.no_truncation()  # some are saved with the length they were trained at
+    backend.no_padding()
     options = _read_json(directory / "tokenizer_config.json", missing={})
     generation = _read_json(directory / "generation_config.json", missing={})
     bos, eos = (_content(options.get(key)) for key in ("bos_token", "eos_token"))

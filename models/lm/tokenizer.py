@@ -13,14 +13,14 @@ from posterity.models.lm import chat
 
 
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library, the tokens that end a text, and the chat template.
+    r"""A tokenizer of the `tokenizers` library, the tokens that end a text, and the chat template.
 
     `size` is the model's vocabulary where it is larger than the tokenizer's own (padded embeddings): ids beyond the
     tokenizer's have no bytes and decode to nothing. Two tokenizers are equal when their contents are, so that one can be
     a static part of a compiled program.
 
-    >>> backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"0": 0, "1": 1, "\\n": 2}, unk_token=""))
-    >>> backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\\s\\S]"), "isolated")
+    >>> backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"0": 0, "1": 1, "\n": 2}, unk_token=""))
+    >>> backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     >>> backend.decoder = tokenizers.decoders.Fuse()
     >>> Tokenizer(backend, end_ids=(2,)).encode("1001")
     [1, 0, 0, 1]

@@ -116,7 +116,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_the_decoder_cannot_do_is_refused_with_its_reason(path, reason):
-    with pytest.raises(ValueError, match="tiny.gguf") as error:
+    with pytest.raises(ValueError, match=r"tiny\.gguf") as error:
         gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape(), **REFUSED[reason]))
     assert reason in str(error.value)
 
@@ -152,7 +152,7 @@ def test_a_file_truncated_anywhere_is_refused(path):
 @pytest.mark.parametrize("content", [b"", b"GG", b"hello, world", b"PK\x03\x04" * 99], ids=["empty", "two bytes", "text", "zip"])
 def test_a_file_of_another_kind_is_refused(path, content):
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="tiny.gguf: not a GGUF file"):
+    with pytest.raises(ValueError, match=r"tiny.gguf: not a GGUF file"):
         gguf_file.load(path)
 
 
@@ -172,9 +172,11 @@ def test_damaged_headers_are_refused_or_harmless_but_never_crash(path):
         damaged = bytearray(content)
         damaged[int(rng.integers(4, header))] = int(rng.integers(0, 256))
         path.write_bytes(damaged)
+        reason = None
         try:
             gguf_file.load(path)
         except ValueError as error:
-            assert str(path) in str(error)
-            refused += 1
+            reason = str(error)
+        assert reason is None or str(path) in reason
+        refused += reason is not None
     assert refused > 10
