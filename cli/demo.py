@@ -1,0 +1,67 @@
+"""`posterity demo`: one model, three sums, with and without the condition that every line is right."""
+
+import math
+import time
+
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from posterity.cli import running, views
+from posterity.cli.running import survived
+from posterity.models.programs import arithmetic
+from posterity.models.programs.solve import solve
+from posterity.ppl.posterior import Posterior
+
+MODEL = "abacus"
+PARTICLES = 128
+SEED = 0
+# Of one size, so that two compilations serve all six runs.
+EXAMPLES = {
+    "easy": "3*(4+5)+12-8=",
+    "harder": "48*(17+5)-19=",
+    "hard": "87*(96-28)-493=",
+}
+ROWS = 4  # of each table
+BAR_WIDTH = 14
+
+OPENING = """\
+[bold]Abacus[/] is a small language model that writes sums out line by line, and errs on the hard ones.
+What does it believe? And what is left of that if we insist that every line is right?"""
+
+CLOSING = """\
+The evidence is the probability that the model writes a right solution by itself. Resampling after every line finds
+such solutions together, instead of one lucky try at a time.
+
+Next: [bold]posterity solve "48*(7+5)-19=" --n 64 --seed 0[/], and notebooks/01-first-posterior.ipynb"""
+
+
+def demo() -> None:
+    """Runs the command and prints what it found."""
+    start = time.perf_counter()
+    lm = running.load_model(MODEL)
+    views.show(OPENING)
+    first = next(iter(EXAMPLES.values()))
+    alone, given = running.compiled(solve(lm, first, potential="none"), solve(lm, first, potential="lines"), method="smc", n=PARTICLES)
+    for number, (grade, prompt) in enumerate(EXAMPLES.items(), 1):
+        said = f"decoding {prompt}"
+        without = running.decode(solve(lm, prompt, potential="none"), alone, seed=SEED, saying=said)
+        with_lines = running.decode(solve(lm, prompt, potential="lines"), given, seed=SEED, saying=said)
+        heading = Text.assemble(f"{number}  ", (prompt, "bold"), (f"  {grade}", "dim"))
+        views.show(Group(heading, "", Padding(comparison(prompt, without.posterior, with_lines.posterior), (0, 0, 0, 3))))
+    took = f"{2 * len(EXAMPLES)} posteriors of {PARTICLES} particles in {time.perf_counter() - start:.1f} s, of which compiling {alone.seconds:.1f} s."
+    views.show(CLOSING, Text(took, style="dim"))
+
+
+def comparison(prompt: str, alone: Posterior, given: Posterior) -> RenderableType:
+    """Both posteriors of the answer side by side, and what the evidence says."""
+    right = arithmetic.trace(prompt)[-1]
+    tables = [
+        Group(Text(title, style="dim"), views.answer_bars(posterior, right=right, rows=ROWS, width=BAR_WIDTH) if survived(posterior) else "no particle is left")
+        for title, posterior in (("the model alone", alone), ("given that every line is right", given))
+    ]
+    solved = sum(all(arithmetic.check(prompt, str(text))) for text in views.texts(alone))
+    counted = f"Alone, it wrote {solved} of {len(alone)} solutions without an error ({solved / len(alone):.2f}). "
+    evidence = f"The evidence says {math.exp(given.log_evidence):.2f} (log evidence {float(given.log_evidence):.2f} nats)."
+    return Group(Columns(tables, padding=(0, 6)), "", counted + evidence)
