@@ -1,13 +1,17 @@
 """Posterity: probabilistic programming for inference as search, in JAX."""
 
-from posterity.inference.smc.importance import importance
-from posterity.inference.smc.smc import smc
-from posterity.models.lm.load import load
-from posterity.ppl.effects import factor, observe, sample, scan
-from posterity.ppl.population import Population
-from posterity.ppl.posterior import Posterior
-from posterity.ppl.program import Program, program
-from posterity.ppl.transform import chunk
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posterity.inference.smc.importance import importance
+    from posterity.inference.smc.smc import smc
+    from posterity.models.lm.load import load
+    from posterity.ppl.effects import factor, observe, sample, scan
+    from posterity.ppl.population import Population
+    from posterity.ppl.posterior import Posterior
+    from posterity.ppl.program import Program, program
+    from posterity.ppl.transform import chunk
 
 __version__ = "0.1.0"
 
@@ -25,3 +29,27 @@ __all__ = [
     "scan",
     "smc",
 ]
+
+# Names are imported when they are first used (PEP 562): importing JAX takes seconds, and `posterity --help` needs none of it.
+_HOMES = {
+    "inference.smc.importance": ["importance"],
+    "inference.smc.smc": ["smc"],
+    "models.lm.load": ["load"],
+    "ppl.effects": ["factor", "observe", "sample", "scan"],
+    "ppl.population": ["Population"],
+    "ppl.posterior": ["Posterior"],
+    "ppl.program": ["Program", "program"],
+    "ppl.transform": ["chunk"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'posterity' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"posterity.{_HOME_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
