@@ -54,7 +54,7 @@ def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, 
 @functools.partial(jax.jit, static_argnames=("n", "init", "history"))
 def _compiled(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool) -> Posterior:
     run = _begin(key, program, n, init, history)
-    if program.length:
+    if run.record.ess.shape[0]:
         run = lax.while_loop(lambda run: _going(run, program), lambda run: _advance(run, program, step), run)
     return _finish(run, program)
 

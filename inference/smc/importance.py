@@ -13,7 +13,7 @@ from posterity.ppl.program import Program
 def init(key: Array, program: Program, n: int) -> Population:
     """n particles from the initial law, weighed by its potentials."""
     particles, log_potential = program.init(key, n)
-    start = Population(particles, jnp.full(n, -jnp.log(n), log_potential.dtype), jnp.zeros((), log_potential.dtype), jnp.arange(n), jnp.zeros((), jnp.int32))
+    start = Population(particles, jnp.full(n, -jnp.log(n), log_potential.dtype), jnp.zeros((), log_potential.dtype), jnp.arange(n, dtype=jnp.int32), jnp.zeros((), jnp.int32))
     return weigh(start, particles, log_potential)
 
 
@@ -21,7 +21,7 @@ def step(key: Array, program: Program, population: Population) -> tuple[Populati
     """One step without selection. `importance` is `init` and this step to the end."""
     ess = effective_sample_size(population.log_weights)
     particles, log_potential = program.step(key, population.particles)
-    return weigh(population, particles, log_potential), Info(ess, jnp.zeros((), bool), jnp.arange(population.size))
+    return weigh(population, particles, log_potential), Info(ess, jnp.zeros((), bool), jnp.arange(population.size, dtype=jnp.int32))
 
 
 def weigh(population: Population, particles, log_potential: Array) -> Population:

@@ -43,7 +43,7 @@ def select(key: Array, program: Program, population: Population, resampling: typ
 
 
 def _keep(population: Population) -> tuple[Population, Array]:
-    return population, jnp.arange(population.size)
+    return population, jnp.arange(population.size, dtype=jnp.int32)
 
 
 def smc(
