@@ -107,6 +107,11 @@ class Decider(Messenger):
     """A handler that decides draws in place of the generator: the only kind that `isolated` lets see an algorithm's inside."""
 
 
+def in_model() -> bool:
+    """Whether handlers interpret what happens here as part of a model. Deciders do not: they see any code's draws."""
+    return not all(isinstance(handler, Decider) for handler in _PYRO_STACK)
+
+
 class isolated(Messenger):  # noqa: N801 - a handler, named as NumPyro names its own
     """Keeps what happens inside an inference away from the handlers around it, deciders excepted.
 
@@ -132,7 +137,8 @@ def particle_map(function: Callable, in_axes: tuple[int | None, ...], out_axes: 
 
     def loop(*batches):
         n = jax.tree.leaves(batches[in_axes.index(0)])[0].shape[0]
-        rows = [function(*(b if axis is None else jax.tree.map(lambda x, i=i: x[i], b) for b, axis in zip(batches, in_axes, strict=True))) for i in range(n)]
+        with jax.disable_jit(False):  # enumeration follows the algorithm's branches without jit; what a particle does has none, and is twice as fast with it
+            rows = [function(*(b if axis is None else jax.tree.map(lambda x, i=i: x[i], b) for b, axis in zip(batches, in_axes, strict=True))) for i in range(n)]
         outputs = (rows,) if out_axes == 0 else zip(*rows, strict=True)
         gathered = [row[0] if axis is None else _stack(row) for row, axis in zip(outputs, out_axes or (0,), strict=True)]
         return tuple(gathered) if out_axes else gathered[0]

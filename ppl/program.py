@@ -17,10 +17,9 @@ import numpy as np
 from flax import struct
 from jax import Array
 from numpyro import handlers
-from numpyro.primitives import _PYRO_STACK
 
 from posterity.ppl import component
-from posterity.ppl.effects import AtScan, Scan, isolated, particle_map
+from posterity.ppl.effects import AtScan, Scan, in_model, isolated, particle_map
 
 
 @runtime_checkable
@@ -219,7 +218,7 @@ class Definition:
         self.function = function
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        if _PYRO_STACK:
+        if in_model():
             return self.function(*args, **options)
         return self.bind(*args, **options)
 
