@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -18,7 +18,7 @@ from posterity.models.lm.llama import Llama
 from posterity.models.lm.tokenizer import Tokenizer
 
 # The converter of `llama` checkpoints interleaves the channels of queries and keys; that of `qwen2` leaves them.
-ROPE_LAYOUTS = {"llama": "interleaved", "qwen2": "half"}
+ROPE_LAYOUTS: dict[str, Literal["half", "interleaved"]] = {"llama": "interleaved", "qwen2": "half"}
 QUANTISATIONS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
 NAMES = checkpoint.Names(
     embed="token_embd",

@@ -18,8 +18,7 @@ from flax import nnx
 
 from posterity.models.lm import gguf_file
 from posterity.models.lm.llama import KeysValues
-from posterity.tests.fixtures.make_smollm2_reference import CHAT, TEXT
-from posterity.tests.fixtures.varied_lines import digest, varied_lines
+from posterity.tests.fixtures.smollm2_texts import CHAT, TEXT, digest, varied_lines
 
 pytestmark = pytest.mark.smollm2
 
