@@ -42,8 +42,11 @@ def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, 
     if isinstance(program, Definition):
         program = program.bind()
     if not isinstance(program, Program):
-        raise TypeError(f"program must be a Program (a function decorated with @po.program, called with its arguments), got {type(program).__name__}")
-    if not isinstance(n, (int, np.integer)) or n < 1:
+        wanted = "a Program (a function decorated with @po.program, called with its arguments; inside another model, its .bind(...))"
+        raise TypeError(f"program must be {wanted}, got {type(program).__name__}")
+    if not _is_key(key):
+        raise TypeError(f"key must be a single random key, as jax.random.key(0) makes, got {key!r}")
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n must be at least 1 particle, got {n!r}")
     options = (key, program, int(n), init, step, history)
     posterior = _stepwise(*options) if progress else _compiled(*options)
@@ -116,6 +119,12 @@ def _finish(run: Run, program: Program) -> Posterior:
         resampled=record.resampled,
         ancestors=record.ancestors,
     )
+
+
+def _is_key(key: object) -> bool:
+    if not isinstance(key, jax.Array):
+        return False
+    return key.shape == () if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else (key.shape, key.dtype) == ((2,), jnp.uint32)
 
 
 def _check(posterior: Posterior, program: Program) -> None:

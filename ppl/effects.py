@@ -5,6 +5,7 @@ generator. At run time this costs nothing: messages exist while JAX traces.
 """
 
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,7 +34,10 @@ class Scan(NamedTuple):
     def ended(self, carry: Any) -> Array:
         """Whether this particle stops here: what `until` says, else whether all its components have ended."""
         if self.until is not None:
-            return jnp.asarray(self.until(carry), bool)
+            ended = jnp.asarray(self.until(carry), bool)
+            if ended.ndim:
+                raise ValueError(f"scan: until must return one truth value a particle, it returned shape {ended.shape}")
+            return ended
         parts = component.parts(carry)
         return jnp.all(jnp.stack([part.ended for part in parts])) if parts else jnp.zeros((), bool)
 
@@ -72,7 +76,7 @@ def scan(step: Callable, init: Any, xs: Any = None, *, length: int | None = None
       init: the first carry, any pytree; it may hold components with their own batch behaviour (a language model's text).
       xs: per-step inputs, or None, then `x` is None and `length` is needed.
       length: the number of steps (the largest, when particles may stop earlier).
-      until: `until(carry) -> bool`: a particle for which it holds stands still from then on, at weight 1. By default
+      until: `until(carry) -> bool`: a particle for which it holds after a step stands still from then on, at weight 1. By default
         a particle stops when all the components in its carry have ended, and otherwise only after `length` steps.
 
     Raises:
@@ -137,8 +141,9 @@ def particle_map(function: Callable, in_axes: tuple[int | None, ...], out_axes: 
 
     def loop(*batches):
         n = jax.tree.leaves(batches[in_axes.index(0)])[0].shape[0]
-        with jax.disable_jit(False):  # enumeration follows the algorithm's branches without jit; what a particle does has none, and is twice as fast with it
-            rows = [function(*(b if axis is None else jax.tree.map(lambda x, i=i: x[i], b) for b, axis in zip(batches, in_axes, strict=True))) for i in range(n)]
+        arguments = [[b if axis is None else jax.tree.map(lambda x, i=i: x[i], b) for b, axis in zip(batches, in_axes, strict=True)] for i in range(n)]
+        with jax.disable_jit(False):  # enumeration follows the algorithm's branches without jit; what a particle does has none, and is faster with it
+            rows = [function(*row) for row in arguments]
         outputs = (rows,) if out_axes == 0 else zip(*rows, strict=True)
         gathered = [row[0] if axis is None else _stack(row) for row, axis in zip(outputs, out_axes or (0,), strict=True)]
         return tuple(gathered) if out_axes else gathered[0]
@@ -155,7 +160,10 @@ def _length(xs: Any, length: int | None) -> int:
     if None in lengths:
         raise ValueError("scan: xs holds a scalar; every leaf needs a leading axis, one entry a step")
     if length is not None:
-        lengths.add(int(length))
+        try:
+            lengths.add(operator.index(length))
+        except TypeError as error:
+            raise ValueError(f"scan: length must be a whole number, a static one, got {length!r}") from error
     if not lengths:
         raise ValueError("scan: give xs (one entry a step) or length (the number of steps)")
     if len(lengths) > 1:
@@ -164,6 +172,18 @@ def _length(xs: Any, length: int | None) -> int:
     if steps < 0:
         raise ValueError(f"scan: length must be at least 0, got {steps}")
     return steps
+
+
+class _Weighing(Messenger):
+    """Observations count where `active` holds. Choices after a particle's end keep their law: gradients need a proper density."""
+
+    def __init__(self, active: Array):
+        super().__init__()
+        self.active = active
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and msg["is_observed"]:
+            msg["fn"] = msg["fn"].mask(self.active)
 
 
 def _by_numpyro(call: Scan) -> Any:
@@ -177,7 +197,7 @@ def _by_numpyro(call: Scan) -> Any:
     def step(carry, x):
         states, ended = carry
         before = jax.tree.unflatten(tree, [component.first(view) for view in component.views(states)])
-        with numpyro.handlers.mask(mask=~ended):
+        with _Weighing(~ended):
             after = call.step(before, x)
         states = component.advance(states, [component.batch_of_one(leaf) for leaf in component.arrays(after)], sources, ~ended[None])
         return (states, ended | call.ended(after)), None

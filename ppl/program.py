@@ -170,13 +170,14 @@ class FunctionProgram:
         return particles.ended
 
     def value(self, particles: Particles) -> Any:
-        def finish(choices, leaves):
+        def finish(_, choices, leaves):
             def at_scan(scan: Scan, sites: dict):
                 return jax.tree.unflatten(component.split(scan.init)[1], leaves)
 
             return jax.tree.map(jnp.asarray, self._execute(jax.random.key(0), choices, at_scan)[1])  # all choices are given: the key is idle
 
-        return particle_map(finish, (0, 0))(particles.choices, component.results(particles.carry))
+        # `ended` is there for programs that have neither choices nor a carry: it says how many particles there are.
+        return particle_map(finish, (0, 0, 0))(particles.ended, particles.choices, component.results(particles.carry))
 
     # -- one particle ------------------------------------------------------------------------------------------------
 
@@ -195,6 +196,10 @@ class FunctionProgram:
                 return sites, self()
             except _Reached:
                 return sites, None
+            except AssertionError as error:
+                if "unique names" not in str(error):
+                    raise
+                raise ValueError(f"{self.name}: {error}; sites before the scan, in its step and after it need different names") from error
 
     # -- a pytree: arrays and floats are leaves, everything else is static -----------------------------------------------
 
@@ -228,7 +233,10 @@ class Definition:
         Raises:
           TypeError: when the arguments do not fit the function, or one is neither an array, a number nor hashable.
         """
-        inspect.signature(self.function).bind(*args, **options)
+        try:
+            inspect.signature(self.function).bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}: {error}") from None
         leaves, tree = jax.tree.flatten((args, options))
         dynamic = tuple(isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, complex)) for leaf in leaves)
         for leaf, is_array in zip(leaves, dynamic, strict=True):

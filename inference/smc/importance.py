@@ -13,7 +13,8 @@ from posterity.ppl.program import Program
 def init(key: Array, program: Program, n: int) -> Population:
     """n particles from the initial law, weighed by its potentials."""
     particles, log_potential = program.init(key, n)
-    start = Population(particles, jnp.full(n, -jnp.log(n), log_potential.dtype), jnp.zeros((), log_potential.dtype), jnp.arange(n, dtype=jnp.int32), jnp.zeros((), jnp.int32))
+    log_weights, none = jnp.full(n, -jnp.log(n), log_potential.dtype), jnp.zeros((), jnp.int32)
+    start = Population(particles, log_weights, jnp.zeros((), log_potential.dtype), jnp.arange(n, dtype=jnp.int32), none)
     return weigh(start, particles, log_potential)
 
 

@@ -96,7 +96,7 @@ def scheme(resampling: str | type[Ancestors]) -> type[Ancestors]:
     """A scheme by name, or the class itself."""
     if isinstance(resampling, type) and issubclass(resampling, Ancestors):
         return resampling
-    if resampling not in SCHEMES:
+    if not isinstance(resampling, str) or resampling not in SCHEMES:
         raise ValueError(f"resampling must be one of {', '.join(SCHEMES)} or an Ancestors class, got {resampling!r}")
     return SCHEMES[resampling]
 

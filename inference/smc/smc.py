@@ -1,6 +1,7 @@
 """Sequential Monte Carlo: the bootstrap particle filter (Gordon, Salmond, Smith 1993) with adaptive resampling."""
 
 import functools
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -87,9 +88,17 @@ def smc(
     >>> bool(abs(posterior.expect() - 2.78) < 0.1)
     True
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
-    return drive(key, program, n, init, jax.tree_util.Partial(_step_with(scheme(resampling)), threshold=threshold), history=history, progress=progress)
+    step = jax.tree_util.Partial(_step_with(scheme(resampling)), threshold=_share(threshold))
+    return drive(key, program, n, init, step, history=history, progress=progress)
+
+
+def _share(threshold: Array | float) -> Array | float:
+    """A threshold that has been checked, as a float: 1 and 0.5 share compiled code."""
+    if isinstance(threshold, jax.core.Tracer):
+        return threshold
+    if not isinstance(threshold, (numbers.Real, jax.Array)) or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie in [0, 1], got {threshold!r}")
+    return float(threshold)
 
 
 @functools.cache
