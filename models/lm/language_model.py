@@ -67,13 +67,15 @@ class LanguageModel:
         """A prompt ready to be passed to a program.
 
         Raises:
-          ValueError: when the text has no tokens, tokens that the vocabulary lacks, or more of them than the model's context.
+          ValueError: when the text has no tokens, tokens that the vocabulary lacks, or so many that the model's context has no room for one more.
         """
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise ValueError(f"{self.name}: the prompt is empty; give at least one token of text")
-        if len(tokens) > self.config.context_length:
-            raise ValueError(f"{self.name}: the prompt has {len(tokens)} tokens, more than the model's context of {self.config.context_length}")
+        if len(tokens) >= self.config.context_length:
+            context = f"the model's context of {self.config.context_length}"
+            wrong = f"more than {context}" if len(tokens) > self.config.context_length else f"which fill {context}, with no room for one more"
+            raise ValueError(f"{self.name}: the prompt has {len(tokens)} tokens, {wrong}")
         padded = min(-(-len(tokens) // PROMPT_BUCKET) * PROMPT_BUCKET, self.config.context_length)
         return Prompt(np.pad(np.asarray(tokens, np.int32), (0, padded - len(tokens))), np.int32(len(tokens)))
 

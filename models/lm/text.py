@@ -30,16 +30,15 @@ class NextToken(dist.CategoricalLogits):
     """
 
     def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
-        shape = sample_shape + self.batch_shape
-        cumulative = jnp.cumsum(jax.nn.softmax(self.logits.astype(jnp.float32), axis=-1), axis=-1)
-        u = jax.random.uniform(key, shape) * cumulative[..., -1]
-        return jnp.minimum(jnp.sum(cumulative <= u[..., None], axis=-1), self._last_possible)
-
-    @property
-    def _last_possible(self) -> Array:
-        """The last token of positive probability: where rounding of the sum would fall beyond it."""
-        possible = self.logits > -jnp.inf
-        return self.logits.shape[-1] - 1 - jnp.argmax(possible[..., ::-1], axis=-1)
+        probabilities = jax.nn.softmax(self.logits.astype(jnp.float32), axis=-1)
+        cumulative = jnp.cumsum(probabilities, axis=-1)
+        u = jax.random.uniform(key, sample_shape + self.batch_shape) * jnp.max(cumulative, axis=-1)
+        # The entries of a parallel sum round differently, so that steps of width zero come out wider (8e-6 in all, over
+        # 50,000 tokens): only possible tokens are looked at. Where u was rounded up to the end, it is the last of them.
+        possible = probabilities > 0
+        reached = possible & (cumulative > u[..., None])
+        last = possible.shape[-1] - 1 - jnp.argmax(possible[..., ::-1], axis=-1)
+        return jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last)
 
 
 @struct.dataclass
