@@ -14,7 +14,7 @@ demo: $(VENV)/.with-core  ## posteriors over the decodings of a language model, 
 	@$(RUN) posterity demo
 
 test: $(VENV)/.with-test  ## every test
-	$(RUN) pytest --numprocesses=2 $(ARGS)
+	$(RUN) pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: $(VENV)/.with-test  ## style and format, by ruff
 	$(RUN) ruff check .
