@@ -44,8 +44,12 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_i
 def load(path: str | Path) -> tuple[Llama, Tokenizer]:
     """The decoder, in float32, and the tokenizer of a GGUF file.
 
-    Sizes and shapes are checked before any weight is read. Raises FileNotFoundError, or ValueError for a file that is not
-    GGUF, is truncated or damaged, or holds an architecture, quantisation or tokenizer that is not supported.
+    Sizes and shapes are checked before any weight is read. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+    Raises:
+      FileNotFoundError: when there is no such file.
+      ValueError: for a file that is not GGUF, is truncated or damaged, or holds an architecture, quantisation or tokenizer
+        that is not supported.
     """
     path = Path(path)
     reader = _open(path)
@@ -95,7 +99,11 @@ class Metadata:
 
 
 def read_config(metadata: Metadata, tensors: Mapping[str, ReaderTensor]) -> LlamaConfig:
-    """The decoder that a file's metadata describe. Raises ValueError for what the decoder cannot do."""
+    """The decoder that a file's metadata describe.
+
+    Raises:
+      ValueError: for what the decoder cannot do, and for metadata that are missing or of another type.
+    """
     architecture = metadata.text("general.architecture")
     if architecture not in ROPE_LAYOUTS:
         raise ValueError(f"{metadata.path}: architecture {architecture} is not supported; supported are {', '.join(ROPE_LAYOUTS)}")
@@ -134,7 +142,11 @@ def read_config(metadata: Metadata, tensors: Mapping[str, ReaderTensor]) -> Llam
 
 
 def read_tokenizer(metadata: Metadata, config: LlamaConfig) -> Tokenizer:
-    """The byte-level BPE tokenizer of a file. Raises ValueError for other kinds and for parts that do not fit together."""
+    """The byte-level BPE tokenizer of a file.
+
+    Raises:
+      ValueError: for other kinds of tokenizer, and for parts that do not fit together.
+    """
     kind, style = metadata.text("tokenizer.ggml.model"), metadata.text("tokenizer.ggml.pre", "none")
     if kind != "gpt2":
         raise ValueError(f"{metadata.path}: tokenizer model {kind} is not supported; supported is gpt2 (byte-level BPE)")

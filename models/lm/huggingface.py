@@ -37,9 +37,12 @@ NAMES = checkpoint.Names(
 def load(directory: str | Path) -> tuple[Llama, Tokenizer]:
     """The decoder, in float32, and the tokenizer of a model directory.
 
-    Everything is checked before any weight is read. Raises FileNotFoundError for a missing file, and ValueError for an
-    architecture or option outside the Llama family, a damaged file, tensors that do not fit the configuration, or a
-    tokenizer with more tokens than the model.
+    Names and shapes are checked before any weight is read.
+
+    Raises:
+      FileNotFoundError: when the directory or one of its files is missing.
+      ValueError: for an architecture or option outside the Llama family, a damaged file, tensors that do not fit the
+        configuration, or a tokenizer with more tokens than the model.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -71,7 +74,11 @@ def save(directory: str | Path, decoder: Llama, tokenizer: Tokenizer) -> None:
 
 
 def read_config(settings: dict, where: Path) -> LlamaConfig:
-    """The decoder that a config.json describes. Raises ValueError, naming the file `where`, for what the decoder cannot do."""
+    """The decoder that a config.json, read from `where`, describes.
+
+    Raises:
+      ValueError: for what the decoder cannot do, and for settings that are missing or of another type.
+    """
     architecture = (settings.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
         raise ValueError(f"{where}: architecture {architecture} is not supported; supported are {', '.join(ARCHITECTURES)}")

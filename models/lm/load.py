@@ -20,8 +20,10 @@ FORMATS = {"gguf": gguf_file.load, "hf": huggingface.load}
 def load(spec: str) -> LanguageModel:
     """The language model that `spec` names: `"abacus"`, `"gguf:PATH"` or `"hf:DIRECTORY"`, its weights in float32.
 
-    Raises ValueError for an unknown name (with the known ones) and for files that cannot be used, FileNotFoundError for a
-    file that is not there; see `gguf_file.load` and `huggingface.load`.
+    Raises:
+      FileNotFoundError: when there is no such file or directory.
+      ValueError: for an unknown name (with the known ones), and for files that cannot be used; see `gguf_file.load` and
+        `huggingface.load`.
 
     >>> load("abacus").name
     'abacus'
@@ -29,7 +31,7 @@ def load(spec: str) -> LanguageModel:
     if spec in EMBEDDED:
         with resources.as_file(resources.files(weights) / spec) as directory:
             return LanguageModel.of(*huggingface.load(directory), name=spec, extract=EMBEDDED[spec])
-    kind, _, place = spec.partition(":")
+    kind, _, place = str(spec).partition(":")
     if kind not in FORMATS or not place:
         known = ", ".join(repr(name) for name in (*EMBEDDED, "gguf:PATH", "hf:DIRECTORY"))
         raise ValueError(f"load: no language model is called {spec!r}; known are {known}")

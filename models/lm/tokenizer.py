@@ -19,6 +19,9 @@ class Tokenizer:
     tokenizer's have no bytes and decode to nothing. Two tokenizers are equal when their contents are, so that one can be
     a static part of a compiled program.
 
+    Raises:
+      ValueError: when the tokenizer has more tokens than `size`, or an end token lies outside.
+
     >>> backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"0": 0, "1": 1, "\n": 2}, unk_token=""))
     >>> backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     >>> backend.decoder = tokenizers.decoders.Fuse()
@@ -52,7 +55,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Special tokens in it are recognised; one that starts texts is added where the model asks for it and the text lacks it.
 
-        Raises ValueError when the vocabulary has no token for a character of the text.
+        Raises:
+          ValueError: when the vocabulary has no token for a character of the text.
         """
         opened = self.bos_token is not None and text.startswith(self.bos_token)
         try:
@@ -66,7 +70,11 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def chat(self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation, `[{"role": "user", "content": "..."}, ...]`, ready for the model's answer; see `chat.render`."""
+        """The text of a conversation, `[{"role": "user", "content": "..."}, ...]`, ready for the model's answer; see `chat.render`.
+
+        Raises:
+          ValueError: when the model has no chat template, or its template refuses the messages.
+        """
         if self.chat_template is None:
             raise ValueError("Tokenizer: this model has no chat template; give it plain text instead")
         special = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
