@@ -29,7 +29,7 @@ types: $(VENV)/.with-test  ## types, by pyright
 	$(RUN) pyright
 
 contracts: $(VENV)/.with-test  ## who may import whom, by import-linter
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-cache
 
 notebooks: $(VENV)/.with-notebooks  ## run every notebook
 	$(VENV)/bin/jupyter execute notebooks/*.ipynb
