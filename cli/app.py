@@ -15,7 +15,6 @@ import typer
 
 USAGE = 2
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
-BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 app = typer.Typer(
     help="Probabilistic programming for inference as search: posteriors over what language models write.",
@@ -73,7 +72,7 @@ def posterity(
 ) -> None:
     """Without a command, shows what there is."""
     if context.invoked_subcommand is None:
-        print(context.get_help(), end="")
+        print(context.get_help())
 
 
 @app.command()
@@ -134,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command with `arguments` (by default those of the process) and returns its exit code.
 
     0 when done; 2 for a bad argument and 1 for any other failure, each explained on the standard error; 130 when
-    interrupted; 141 when the reader of the standard output went away.
+    interrupted; 1, silently, when the reader of the standard output went away.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character gets a question mark, not a traceback
@@ -148,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
-        return BROKEN_PIPE
+        return 1
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:

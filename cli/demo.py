@@ -16,23 +16,23 @@ from posterity.ppl.posterior import Posterior
 
 MODEL = "abacus"
 PARTICLES = 128
-SEED = 0
+SEEDS = 0, 1  # of the left and the right side: what is counted and what is estimated are independent
 # Of one size, so that two compilations serve all six runs.
 EXAMPLES = {
-    "easy": "3*(4+5)+12-8=",
-    "harder": "48*(17+5)-19=",
-    "hard": "87*(96-28)-493=",
+    "easy": "2+3*(14-8)-5=",
+    "harder": "47*(12-5)-38=",
+    "hard": "(64-27)*38+75=",
 }
 ROWS = 4  # of each table
 BAR_WIDTH = 14
 
 OPENING = """\
-[bold]Abacus[/] is a small language model that writes sums out line by line, and errs on the hard ones.
+[bold]Abacus[/] is a small language model that writes sums out line by line, and errs on the hard ones. \
 What does it believe? And what is left of that if we insist that every line is right?"""
 
 CLOSING = """\
-The evidence is the probability that the model writes a right solution by itself. Resampling after every line finds
-such solutions together, instead of one lucky try at a time.
+The evidence is the probability that the model writes a right solution by itself. Here it can be \
+checked by counting; where right solutions are too rare to count, resampling after every line still finds them.
 
 Next: [bold]posterity solve "48*(7+5)-19=" --n 64 --seed 0[/], and notebooks/01-first-posterior.ipynb"""
 
@@ -46,8 +46,8 @@ def demo() -> None:
     alone, given = running.compiled(solve(lm, first, potential="none"), solve(lm, first, potential="lines"), method="smc", n=PARTICLES)
     for number, (grade, prompt) in enumerate(EXAMPLES.items(), 1):
         said = f"decoding {prompt}"
-        without = running.decode(solve(lm, prompt, potential="none"), alone, seed=SEED, saying=said)
-        with_lines = running.decode(solve(lm, prompt, potential="lines"), given, seed=SEED, saying=said)
+        without = running.decode(solve(lm, prompt, potential="none"), alone, seed=SEEDS[0], saying=said)
+        with_lines = running.decode(solve(lm, prompt, potential="lines"), given, seed=SEEDS[1], saying=said)
         heading = Text.assemble(f"{number}  ", (prompt, "bold"), (f"  {grade}", "dim"))
         views.show(Group(heading, "", Padding(comparison(prompt, without.posterior, with_lines.posterior), (0, 0, 0, 3))))
     took = f"{2 * len(EXAMPLES)} posteriors of {PARTICLES} particles in {time.perf_counter() - start:.1f} s, of which compiling {alone.seconds:.1f} s."
@@ -62,6 +62,5 @@ def comparison(prompt: str, alone: Posterior, given: Posterior) -> RenderableTyp
         for title, posterior in (("the model alone", alone), ("given that every line is right", given))
     ]
     solved = sum(all(arithmetic.check(prompt, str(text))) for text in views.texts(alone))
-    counted = f"Alone, it wrote {solved} of {len(alone)} solutions without an error ({solved / len(alone):.2f}). "
-    evidence = f"The evidence says {math.exp(given.log_evidence):.2f} (log evidence {float(given.log_evidence):.2f} nats)."
-    return Group(Columns(tables, padding=(0, 6)), "", counted + evidence)
+    counted = f"Right in every line: {solved} of {len(alone)} solutions alone ({solved / len(alone):.3f})."
+    return Group(Columns(tables, padding=(0, 6)), "", f"{counted} Evidence: {math.exp(given.log_evidence):.3f}.")

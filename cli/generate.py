@@ -41,18 +41,17 @@ def generate(
       typer.BadParameter: for a prompt or a model that cannot be used.
     """
     lm = running.load_model(model, quiet=as_json)
-    if chat:
-        with blaming("'--chat'"):
-            prompt = lm.tokenizer.chat([{"role": "user", "content": prompt}])
+    with blaming("'--chat'"):
+        opening = lm.tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
     with blaming("'PROMPT'"):
-        program = program_of(lm, prompt, max_tokens=max_tokens, temperature=temperature, stop=stop)
+        program = program_of(lm, opening, max_tokens=max_tokens, temperature=temperature, stop=stop)
     (executable,) = running.compiled(program, method="importance", n=n, quiet=as_json)
     decoding = running.decode(program, executable, seed=seed, saying=f"writing {n:,} texts of at most {max_tokens:,} tokens", quiet=as_json)
     texts = read(decoding, stop)
     if as_json:
         print(json.dumps(as_object(decoding, texts, seed), indent=2, allow_nan=False))
     else:
-        show(decoding, texts)
+        show(decoding, texts, opening="" if chat else prompt)
 
 
 def read(decoding: Decoding, stop: str | None) -> list[Generated]:
@@ -74,18 +73,18 @@ def as_object(decoding: Decoding, texts: list[Generated], seed: int) -> dict:
     }
 
 
-def show(decoding: Decoding, texts: list[Generated]) -> None:
-    """Prints each different text once, the most frequent first."""
+def show(decoding: Decoding, texts: list[Generated], *, opening: str) -> None:
+    """Prints each different text once, the most frequent first, after the `opening` that it goes on from."""
     counts = Counter(texts)
     views.show(
-        Group(*(panel(text, count, len(texts)) for text, count in counts.most_common())),
+        Group(*(panel(opening, text, count, len(texts)) for text, count in counts.most_common())),
         views.facts([("speed", views.speed(decoding.tokens, decoding.seconds, decoding.compile_seconds))]),
     )
 
 
-def panel(text: Generated, count: int, n: int) -> Panel:
-    """A text, how many of the n are equal to it, and its length."""
+def panel(opening: str, text: Generated, count: int, n: int) -> Panel:
+    """A text after its opening, how many of the n are equal to it, and its length."""
+    body = Text.assemble((views.printable(opening), "dim"), views.printable(text.text.rstrip("\n"))) if opening + text.text else Text("(nothing)", style="dim")
+    above = f"{count} of {n} alike" if count > 1 else None
     below = f"{text.tokens:,} tokens" + ("" if text.ended else ", not ended")
-    body = Text(views.printable(text.text.strip("\n"))) if text.text.strip() else Text("(empty)", style="dim")
-    above = None if n == 1 or count == 1 else f"{count} of {n} alike"
     return Panel(body, box=ROUNDED, title=above, title_align="left", subtitle=below, subtitle_align="right", border_style="dim")

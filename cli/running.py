@@ -135,7 +135,7 @@ def watch(saying: str, work: Callable[[], Result], *, quiet: bool = False) -> Re
 
 def keep_compiled() -> None:
     """Keeps compiled programs in the user's cache directory, where that can be written and JAX was not told otherwise."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "posterity" / "xla"
     try:

@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 import jax
+from rich.console import Group
 from rich.text import Text
 
 from posterity.cli import running, views
@@ -49,7 +50,7 @@ def as_object(decoding: Decoding, seed: int) -> dict:
     posterior, alive = decoding.posterior, survived(decoding.posterior)
     answers = posterior.answers(views.last_line) if alive else {}
     return {
-        "answers": [{"answer": answer, "probability": estimate.value, "error": estimate.error} for answer, estimate in answers.items()],
+        "answers": [{"answer": answer, "probability": min(estimate.value, 1.0), "error": estimate.error} for answer, estimate in answers.items()],
         "log_evidence": float(posterior.log_evidence) if alive else None,
         "ess": float(posterior.ess),
         "tokens_per_second": decoding.tokens_per_second,
@@ -63,7 +64,7 @@ def show(prompt: str, decoding: Decoding, *, seed: int, potential: Literal["line
     posterior, n = decoding.posterior, len(decoding.posterior)
     if not survived(posterior):
         views.show(
-            Text.assemble((prompt, "bold"), f"  No particle of {n:,} is left: each wrote a wrong line. The estimate of the evidence is zero."),
+            Text.assemble((prompt, "bold"), f"  No particle of {n:,} is left: each wrote a wrong line, so the estimated evidence is zero."),
             f"Try more particles (--n {8 * n}), another --seed, or look at what the model does alone (--potential none).",
         )
         return
@@ -71,14 +72,14 @@ def show(prompt: str, decoding: Decoding, *, seed: int, potential: Literal["line
     meaning = f"a right solution has probability {math.exp(log_evidence):.3f}" if potential == "lines" else "nothing was asked of the solutions"
     text = str(posterior.sample(jax.random.fold_in(jax.random.key(seed), n)))
     views.show(
-        views.titled(f"{prompt}  {GIVEN[potential]}", views.answers_table(posterior, right=arithmetic.trace(prompt)[-1])),
+        Group(Text.assemble((prompt, "bold"), f"  {GIVEN[potential]}"), "", views.answers_table(posterior, right=arithmetic.trace(prompt)[-1])),
         views.facts(
             [
                 ("log evidence", f"{log_evidence + 0.0:.3f} nats: {meaning}"),
                 ("effective sample size", f"{float(posterior.ess):.1f} of {n:,}"),
-                ("resampled", f"{resampled} times in {int(posterior.steps)} steps"),
+                ("resampled", f"in {resampled} of {int(posterior.steps)} steps (a line each)"),
                 ("speed", views.speed(decoding.tokens, decoding.seconds, decoding.compile_seconds)),
             ]
         ),
-        views.titled("One draw from this posterior", views.solution(prompt, text.split("\n"), arithmetic.check(prompt, text))),
+        Group("One draw from this posterior", "", views.solution(prompt, text.split("\n"), arithmetic.check(prompt, text))),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from posterity.ppl.posterior import Estimate, Posterior
 
+WIDTH = 100  # columns, at most: longer lines are hard to read
 ROWS = 8  # of a table of answers, at most
 BAR_WIDTH = 24
 ANSWER_WIDTH = 24
@@ -20,10 +21,13 @@ CONTROLS = {i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 16
 
 
 def show(*parts: RenderableType) -> None:
-    """Prints blocks with an empty line between them, indented."""
+    """Prints blocks, indented, each with an empty line after it, and no spaces at the ends of lines."""
     console = Console(highlight=False)
-    for part in parts:
-        console.print(Padding(part, (0, 0, 1, 2)))
+    console.width = min(console.width, WIDTH)
+    with console.capture() as captured:
+        for part in parts:
+            console.print(Padding(part, (0, 0, 1, 2)))
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def printable(text: str) -> str:
@@ -33,7 +37,7 @@ def printable(text: str) -> str:
 
 def answers_table(posterior: Posterior, *, right: str) -> Table:
     """Answers with probability and Monte Carlo error, best first, the rarest in one row; the right one is set off."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
     table.add_column("answer", justify="right", no_wrap=True, overflow="ellipsis", max_width=ANSWER_WIDTH)
     table.add_column("probability", justify="right")
     table.add_column("± error", justify="right", style="dim")
@@ -90,7 +94,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def solution(prompt: str, lines: list[str], verdicts: list[bool]) -> RenderableType:
+def solution(prompt: str, lines: list[str], verdicts: list[bool]) -> Table:
     """A text line by line, each marked right or wrong."""
     table = Table.grid(padding=(0, 3, 0, 0))
     table.add_column()
@@ -101,11 +105,6 @@ def solution(prompt: str, lines: list[str], verdicts: list[bool]) -> RenderableT
     return table
 
 
-def titled(title: str, part: RenderableType) -> Group:
-    """A part under its title."""
-    return Group(Text(title, style="bold"), part)
-
-
 def speed(tokens: int, seconds: float, compile_seconds: float) -> str:
     """Tokens per second of the run alone; compiling is named beside it."""
-    return f"{tokens / seconds:,.0f} tokens/s ({tokens:,} tokens in {seconds:.2f} s, after {compile_seconds:.1f} s of compiling)"
+    return f"{tokens / seconds:,.0f} tokens/s ({tokens:,} in {seconds:.2f} s; compiling took {compile_seconds:.1f} s)"

@@ -1,0 +1,42 @@
+"""The command run in this process, on small random models."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+from flax import nnx
+
+from posterity.cli.app import main
+from posterity.models.lm import huggingface
+from posterity.models.lm.config import LlamaConfig
+from posterity.models.lm.llama import Llama
+from posterity.models.weights.train_abacus import tokenizer
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def posterity(capsys, monkeypatch) -> Callable[..., Result]:
+    """`posterity("solve", ...)`: exit code, standard output, standard error, of a terminal 80 columns wide."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> Result:
+        code = main([str(argument) for argument in arguments])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory) -> str:
+    """A model of arithmetic's characters that knows nothing, as `--model` takes it."""
+    config = LlamaConfig(
+        vocab_size=tokenizer().vocab_size, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, context_length=96
+    )
+    folder = tmp_path_factory.mktemp("models") / "random"
+    huggingface.save(folder, Llama(config, rngs=nnx.Rngs(0)), tokenizer())
+    return f"hf:{folder}"
