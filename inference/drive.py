@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
@@ -128,6 +129,6 @@ def _is_key(key: object) -> bool:
 
 
 def _check(posterior: Posterior, program: Program) -> None:
-    if not isinstance(posterior.invalid, jax.core.Tracer) and int(posterior.invalid):
+    if not isinstance(posterior.invalid, Tracer) and int(posterior.invalid):
         when = f"step {int(posterior.steps)}" if int(posterior.steps) else "the initial law"
         raise ValueError(f"{program}: {int(posterior.invalid)} of {len(posterior)} log potentials were NaN or +inf at {when}; each must be finite or -inf")

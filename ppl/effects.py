@@ -156,9 +156,10 @@ def _stack(rows: Any) -> Any:
 
 
 def _length(xs: Any, length: int | None) -> int:
-    lengths = {jnp.shape(x)[0] if jnp.ndim(x) else None for x in jax.tree.leaves(xs)}
-    if None in lengths:
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(xs)]
+    if () in shapes:
         raise ValueError("scan: xs holds a scalar; every leaf needs a leading axis, one entry a step")
+    lengths = {shape[0] for shape in shapes}
     if length is not None:
         try:
             lengths.add(operator.index(length))

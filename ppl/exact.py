@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 
 from posterity.ppl.effects import Decider
 
@@ -80,7 +81,7 @@ def _options(name: str, law: dist.Distribution) -> list[tuple[float, Any]]:
     """The values of positive probability, with their log probabilities; a batch of draws is one draw of their product."""
     if not law.has_enumerate_support:
         raise ValueError(f"enumeration: site {name!r} has no finite support: {type(law).__name__}")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(law)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(law)):
         raise ValueError(f"enumeration: site {name!r} is drawn in compiled code, where its branches cannot be followed")
     support, size = np.asarray(law.enumerate_support()), math.prod(law.batch_shape)
     rows = support.reshape(len(support), size, *law.event_shape)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.core import Tracer
 
 from posterity.ppl.lineage import Lineage
 from posterity.ppl.population import effective_sample_size
@@ -141,7 +142,7 @@ class Posterior:
         return math.sqrt(max(float(deviations @ deviations), float(families @ families)))
 
     def _check_alive(self) -> None:
-        if not isinstance(self.log_evidence, jax.core.Tracer) and not np.isfinite(self.log_evidence):
+        if not isinstance(self.log_evidence, Tracer) and not np.isfinite(self.log_evidence):
             raise ValueError(
                 f"the evidence is zero: no particle of {len(self)} survived the potentials of step {int(self.steps)}, so there is no posterior to query"
             )

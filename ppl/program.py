@@ -221,6 +221,7 @@ class Definition:
     def __init__(self, function: Callable):
         functools.update_wrapper(self, function)
         self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if in_model():
@@ -236,16 +237,16 @@ class Definition:
         try:
             inspect.signature(self.function).bind(*args, **options)
         except TypeError as error:
-            raise TypeError(f"{self.__name__}: {error}") from None
+            raise TypeError(f"{self.name}: {error}") from None
         leaves, tree = jax.tree.flatten((args, options))
         dynamic = tuple(isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, complex)) for leaf in leaves)
         for leaf, is_array in zip(leaves, dynamic, strict=True):
             if not is_array and getattr(leaf, "__hash__", None) is None:
-                raise TypeError(f"{self.__name__}: an argument holds a {type(leaf).__name__}, which is neither an array, a number nor hashable")
+                raise TypeError(f"{self.name}: an argument holds a {type(leaf).__name__}, which is neither an array, a number nor hashable")
         return FunctionProgram(self.function, tree, leaves, dynamic)
 
     def __repr__(self) -> str:
-        return f"<definition of program {self.__name__}>"
+        return f"<definition of program {self.name}>"
 
 
 def program(function: Callable) -> Definition:

@@ -1,5 +1,7 @@
 """Importance sampling from the program's own law: extend and weigh, never select."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -28,7 +30,8 @@ def step(key: Array, program: Program, population: Population) -> tuple[Populati
 def weigh(population: Population, particles, log_potential: Array) -> Population:
     """The population with these particles and their potentials multiplied in. NaN and +inf count as zero, and are counted."""
     invalid = jnp.isnan(log_potential) | jnp.isposinf(log_potential)
-    return population.replace(
+    return replace(
+        population,
         particles=particles,
         log_weights=population.log_weights + jnp.where(invalid, -jnp.inf, log_potential),
         invalid=population.invalid + jnp.sum(invalid, dtype=jnp.int32),

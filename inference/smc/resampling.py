@@ -17,7 +17,7 @@ class Ancestors(dist.Distribution):
     """Base of the schemes; `log_weights` [n] nats, with at least one finite entry."""
 
     arg_constraints = {"log_weights": constraints.real_vector}  # noqa: RUF012 - NumPyro's own declaration
-    support = constraints.nonnegative_integer
+    support = constraints.nonnegative_integer  # pyright: ignore[reportAssignmentType] - NumPyro's own way
     has_enumerate_support = True
     pytree_data_fields = ("log_weights",)
 
@@ -37,6 +37,10 @@ class Ancestors(dist.Distribution):
         # weight zero are drawn (three in 300,000 draws at n = 10,000).
         total = lax.cummax(jnp.where(weights > 0, jnp.cumsum(weights), 0.0))
         return total / total[-1]
+
+    def _atoms(self) -> tuple[Array, Array]:
+        """Ancestor vectors [outcomes, n], which may repeat, and their probabilities [outcomes]."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be enumerated: it does not define _atoms")
 
     def log_prob(self, value: Array) -> Array:
         vectors, probabilities = self._atoms()

@@ -6,6 +6,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 
 from posterity.inference.drive import Info, drive
 from posterity.inference.smc.importance import init, weigh
@@ -94,7 +95,7 @@ def smc(
 
 def _share(threshold: Array | float) -> Array | float:
     """A threshold that has been checked, as a float: 1 and 0.5 share compiled code."""
-    if isinstance(threshold, jax.core.Tracer):
+    if isinstance(threshold, Tracer):
         return threshold
     if not isinstance(threshold, (numbers.Real, jax.Array)) or not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold!r}")

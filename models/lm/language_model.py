@@ -22,8 +22,8 @@ PROMPT_BUCKET = 16  # tokens: prompts are padded to multiples of it, so that pro
 class Prompt:
     """A prompt's token ids, padded: an array argument of a program, so that another prompt does not recompile it."""
 
-    tokens: Array  # [padded] int32
-    length: Array  # [] int32, how many of them count
+    tokens: Array | np.ndarray  # [padded] int32
+    length: Array | np.int32  # [] int32, how many of them count
 
 
 @struct.dataclass

@@ -5,6 +5,7 @@ the model in one batched forward pass, over the prompt's keys and values (held o
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import jax
@@ -81,7 +82,7 @@ class Text(component.Component, Answer):
         token = jnp.asarray(token, self.tokens.dtype)
         length = self.length + 1
         ended = jnp.isin(token, jnp.array(self.tokenizer.end_ids, token.dtype)) | (length >= self.context_length)
-        return self.replace(tokens=self.tokens.at[self.length].set(token), length=length, ended=ended, logits=None, phase="pushed")
+        return replace(self, tokens=self.tokens.at[self.length].set(token), length=length, ended=ended, logits=None, phase="pushed")
 
     @property
     def last(self) -> Array:
@@ -114,10 +115,10 @@ class Texts(component.State):
         return self.text
 
     def result(self) -> Text:
-        return self.text.replace(logits=None, phase="finished")
+        return replace(self.text, logits=None, phase="finished")
 
     def select(self, ancestors: Array) -> Self:
-        return self.replace(text=jax.tree.map(lambda x: x[ancestors], self.text), suffix=jax.tree.map(lambda x: x[ancestors], self.suffix))
+        return replace(self, text=jax.tree.map(lambda x: x[ancestors], self.text), suffix=jax.tree.map(lambda x: x[ancestors], self.suffix))
 
 
 @struct.dataclass
@@ -140,7 +141,7 @@ class TextSource:
         start, decoder = self.begin(), self.lm.decoder
         hidden, prompt = decoder(start.tokens[None])
         logits = decoder.logits(hidden[0, start.length - 1])
-        text = start.replace(tokens=jnp.pad(start.tokens, (0, steps)), ended=start.length >= start.context_length, logits=logits, phase="ready")
+        text = replace(start, tokens=jnp.pad(start.tokens, (0, steps)), ended=start.length >= start.context_length, logits=logits, phase="ready")
         suffix = jax.tree.map(lambda x: jnp.zeros((n, steps, *x.shape[2:]), x.dtype), prompt)
         return Texts(jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), text), prompt, suffix)
 
@@ -151,6 +152,6 @@ class TextSource:
         before, decoder = state.text, self.lm.decoder
         token = jnp.take_along_axis(views.tokens, before.length[:, None], axis=1)[:, 0]
         hidden, suffix = decoder.decode(token, state.prompt, before.prompt_length[0], state.suffix, before.generated)
-        after = views.replace(logits=decoder.logits(hidden), phase="ready")
+        after = replace(views, logits=decoder.logits(hidden), phase="ready")
         text = jax.tree.map(lambda new, old: jnp.where(active.reshape(active.shape + (1,) * (new.ndim - 1)), new, old), after, before)
         return Texts(text, state.prompt, suffix)
