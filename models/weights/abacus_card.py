@@ -38,13 +38,16 @@ model.safetensors, tokenizer.json), which other tools read too.
 Of one sample at temperature 1, its whole text checked line by line and exactly; {count:,} problems a level (seed {seed}), 95%
 intervals (Wilson).
 
-| level | operations | operand digits | parentheses | largest value | example | solved | 95% interval |
-| ---: | ---: | ---: | :--- | ---: | :--- | ---: | :--- |
+| level | operations | operand digits | parentheses | largest value on the way | example | solved | 95% interval |
+| ---: | ---: | ---: | :--- | :--- | :--- | ---: | :--- |
 {accuracy}
 
 Training never saw these prompts: an eighth of all, picked by the checksum of their text, is left out of it. Level 1 is the
 exception. It has 255 prompts in all, every one of them trained on, so that its figure is recall, not generalisation. On the
 other levels the prompt is new, but the single operations that it comes down to (such as `7*8`) are mostly not.
+
+The levels were graded after the shipped model was trained: level 6 takes only problems that pass through a number of three
+digits or more, because without that (as in training) 55% of 3,000 other held-out problems were solved, and with it 43%.
 
 One sample for one problem of each level, drawn once:
 
@@ -105,7 +108,7 @@ def card(
         context=config.context_length,
         vocabulary=config.vocab_size,
         size=size / 1e6,
-        mixture=", ".join(f"{share:.0%} {_level_in_words(Level(*level))}" for level, share in record["mixture"]),
+        mixture=",\n  ".join(f"{share:.0%} {_level_in_words(Level(*level))}" for level, share in record["mixture"]),
         batch=record["batch_tokens"],
         muon=record["peak_muon"],
         adam=record["peak_adam"],
@@ -151,7 +154,7 @@ def plot_loss(curve: Sequence[Sequence[float]], path: Path) -> None:
 def _accuracy_row(level: int, result: "Accuracy", example: str) -> str:
     grade, (low, high) = LEVELS[level], result.interval()
     parentheses = "yes" if grade.parentheses else "no"
-    row = (level, grade.operations, grade.digits, parentheses, f"{grade.largest:,}", f"`{example}`", f"{result.rate:.3f}", f"{low:.3f} to {high:.3f}")
+    row = (level, grade.operations, grade.digits, parentheses, value_range(grade), f"`{example}`", f"{result.rate:.3f}", f"{low:.3f} to {high:.3f}")
     return "| " + " | ".join(map(str, row)) + " |"
 
 
@@ -160,8 +163,14 @@ def _sample(prompt: str, text: str | None, right: bool) -> str:
     return "\n".join(f"    {line}" for line in lines) + f"  ({'right' if right else 'wrong'})"
 
 
+def value_range(level: Level) -> str:
+    """Between what the largest intermediate value of a level's problems lies."""
+    return f"{level.reach:,} to {level.largest:,}"
+
+
 def _level_in_words(level: Level) -> str:
     for number, known in LEVELS.items():
         if known == level:
             return f"level {number}"
-    return f"{level.operations} operation on up to {level.digits} digits"
+    plural, brackets = "" if level.operations == 1 else "s", " and parentheses" if level.parentheses else ""
+    return f"{level.operations} operation{plural} on up to {level.digits} digits{brackets} (values to {level.largest:,})"

@@ -48,7 +48,7 @@ MIXTURE = {
     LEVELS[3]: 0.10,
     LEVELS[4]: 0.10,
     LEVELS[5]: 0.10,
-    LEVELS[6]: 0.18,
+    LEVELS[6]._replace(reach=0): 0.18,
 }
 BATCH_TOKENS = 2048
 WIDTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 184)  # texts are batched with others of about their length

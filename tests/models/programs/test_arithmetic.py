@@ -1,6 +1,7 @@
 """Problems of arithmetic and the exact check of their solutions, against Python's own grammar of expressions."""
 
 import ast
+import re
 from itertools import pairwise
 from random import Random
 
@@ -155,9 +156,12 @@ def test_generated_prompts_are_of_their_level():
     for number, level in LEVELS.items():
         for prompt in generate(5, number, 200):
             lines = [parse(prompt), *trace(prompt)]
-            numbers = [int(n) for line in lines for n in line.translate(str.maketrans("+-*()", "     ")).split()]
+            operands = [int(n) for n in re.findall("[0-9]+", lines[0])]
+            values = [value(node) for node in ast.walk(tree(lines[0])) if isinstance(node, ast.BinOp)]
             assert len(trace(prompt)) == level.operations
-            assert max(numbers) <= max(level.largest, 10**level.digits - 1)
+            assert max(operands) < 10**level.digits
+            assert level.reach <= max(values) <= level.largest
+            assert min(values) >= 0
             assert level.parentheses or "(" not in prompt
 
 

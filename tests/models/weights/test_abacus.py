@@ -16,7 +16,7 @@ from posterity.models.lm import huggingface
 from posterity.models.potentials.arithmetic import Alphabet
 from posterity.models.programs.arithmetic import CHARACTERS, LEVELS, MAX_TEXT, check, is_held_out, trace
 from posterity.models.weights import train_abacus
-from posterity.models.weights.abacus_card import thinned
+from posterity.models.weights.abacus_card import thinned, value_range
 from posterity.models.weights.evaluate_abacus import Accuracy, accuracy, longest_text, sample_texts, unseen_prompts
 
 HOME = Path(weights.__file__).parent
@@ -51,14 +51,14 @@ def test_every_right_solution_fits_the_context(abacus):
     assert abacus[0].config.context_length >= MAX_TEXT
 
 
-# A false alarm needs other numerics or random bits than the card's, and then happens by chance at these rates: on level 1 below
-# 1e-6, on level 6, where the band is at least FALSE_ALARM standard deviations away from the card's rate, below 1e-3.
+# Seeded, so a false alarm needs other numerics or random bits. Then the samples leave the band by chance with probability below
+# 1e-5 a level: by the card, the band ends 4.6 standard deviations from level 6, and 20 failures against 2 expected from level 1.
 def test_a_single_sample_solves_almost_all_of_the_easiest_level(abacus):
     assert accuracy(*abacus, level=1, count=400, seed=11).rate > 0.95
 
 
 def test_a_single_sample_solves_some_of_the_hardest_level(abacus):
-    assert 0.3 <= accuracy(*abacus, level=6, count=400, seed=11).rate <= 0.6
+    assert 0.3 <= accuracy(*abacus, level=6, count=300, seed=11).rate <= 0.6
 
 
 def test_the_card_reports_every_level_and_accuracy_falls_with_it():
@@ -72,7 +72,7 @@ def test_the_card_reports_every_level_and_accuracy_falls_with_it():
 def test_the_card_names_the_levels_and_the_run_as_they_are(abacus):
     card, record = CARD.read_text(encoding="utf-8"), json.loads((DIRECTORY / "training.json").read_text(encoding="utf-8"))
     for number, level in LEVELS.items():
-        assert f"| {number} | {level.operations} | {level.digits} | {'yes' if level.parentheses else 'no'} | {level.largest:,} |" in card
+        assert f"| {number} | {level.operations} | {level.digits} | {'yes' if level.parentheses else 'no'} | {value_range(level)} |" in card
     parameters = sum(x.size for x in jax.tree.leaves(nnx.state(abacus[0], nnx.Param)))
     assert f"{parameters:,} parameters" in card
     assert f"{record['steps']:,} steps in {record['minutes']:g} minutes" in card
