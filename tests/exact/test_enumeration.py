@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-import posterity as po
 import pytest
+
+import posterity as po
 from posterity.ppl.exact import outcomes
 
 
@@ -62,5 +63,5 @@ def test_enumeration_leaves_no_trace():
     before = list(numpyro.primitives._PYRO_STACK)
     walk = outcomes(lambda: po.sample("x", dist.Bernoulli(0.5)))
     next(walk)
-    assert numpyro.primitives._PYRO_STACK == before
+    assert before == numpyro.primitives._PYRO_STACK
     assert jax.config.jax_disable_jit is False

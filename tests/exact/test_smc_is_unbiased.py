@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import posterity as po
 import pytest
+
+import posterity as po
 from posterity.inference.drive import drive
 from posterity.inference.smc import smc
 from posterity.inference.smc.resampling import SCHEMES, Ancestors, Systematic

@@ -7,8 +7,9 @@ are compared. A right algorithm would fail one such comparison at about 6e-5 of 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import posterity as po
 import pytest
+
+import posterity as po
 from posterity.inference.smc.resampling import SCHEMES
 from posterity.tests.fixtures import references
 

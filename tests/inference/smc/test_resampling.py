@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from posterity.inference.smc.resampling import SCHEMES, Multinomial, scheme
 from scipy import stats
+
+from posterity.inference.smc.resampling import SCHEMES, Multinomial, scheme
 
 WEIGHTS = [[1, 2, 3], [1, 1, 1], [0, 1, 0], [0, 0.5, 0.5], [1e-9, 1, 1], [0.25, 0.5, 0.25], [3.7, 0, 0.1]]
 
