@@ -77,9 +77,8 @@ def is_reduction(before: Line, after: Line) -> Array:
 
     All places of `before` are tried as the operator at once: each writes the line that reducing there would give.
     """
-    expected, length, legal = jax.vmap(lambda place: _reduced(before, place))(jnp.arange(MAX_EXPRESSION))
-    same = (length == after.length) & jnp.all(expected == after.codes, axis=-1)
-    return jnp.any(legal & same)
+    expected, legal = jax.vmap(lambda place: _reduced(before, place))(jnp.arange(MAX_EXPRESSION))
+    return jnp.any(legal & jnp.all(expected == after.codes, axis=-1))
 
 
 def is_number(line: Line) -> Array:
@@ -89,13 +88,13 @@ def is_number(line: Line) -> Array:
 
 
 def _line(codes: Array, start: Array, stop: Array) -> Line:
-    """The line of codes from `start` to `stop`. One that is too long keeps its length, and so fits no other."""
+    """The line of codes from `start` to `stop`. One that is too long is cut; as a reduction is shorter than its line, it still equals none."""
     place = start + jnp.arange(MAX_EXPRESSION)
     return Line(jnp.where(place < stop, codes.at[place].get(mode="fill", fill_value=NOTHING), NOTHING), stop - start)
 
 
-def _reduced(line: Line, place: Array) -> tuple[Array, Array, Array]:
-    """The line with the operation at `place` carried out, its length, and whether that is legal."""
+def _reduced(line: Line, place: Array) -> tuple[Array, Array]:
+    """The codes of the line with the operation at `place` carried out, and whether that is legal."""
     steps = jnp.arange(MAX_EXPRESSION)
     operator = line.codes[place]
     left_digits, right_digits = _run(line, place - 1, -1, _is_digit), _run(line, place + 1, 1, _is_digit)
@@ -118,8 +117,7 @@ def _reduced(line: Line, place: Array) -> tuple[Array, Array, Array]:
     digits = jnp.maximum(1, jnp.sum(value >= powers))
     written = value // powers[jnp.clip(digits - 1 - (steps - start), 0, MAX_DIGITS - 1)] % 10
     rest = _at(line, steps - (start + digits) + stop)
-    codes = jnp.where(steps < start, line.codes, jnp.where(steps < start + digits, written, rest))
-    return codes, start + digits + line.length - stop, legal
+    return jnp.where(steps < start, line.codes, jnp.where(steps < start + digits, written, rest)), legal
 
 
 def _at(line: Line, place: Array) -> Array:

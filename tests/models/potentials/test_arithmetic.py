@@ -135,6 +135,8 @@ def test_a_whole_solution_passes_exactly_when_the_host_checker_accepts_every_lin
         ("0*99999=00<end>", False),
         ("5-7=-2<end>", False),
         ("5-7=2<end>", False),
+        ("5-7+1=8+1\n", False),
+        ("99999+1+2=00000+2\n", False),
         ("((((3+4))))=7<end>", True),
         ("(((3+4)*1))=((7*1))\n", True),
         ("(((3+4)*1))=(7*1)\n", False),
