@@ -15,7 +15,7 @@ from rich.progress import Progress, TextColumn
 from posterity.ppl.effects import isolated
 from posterity.ppl.population import Population, normalise
 from posterity.ppl.posterior import Posterior
-from posterity.ppl.program import Definition, Program
+from posterity.ppl.program import Definition, Program, is_program
 
 
 class Info(NamedTuple):
@@ -42,7 +42,7 @@ def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, 
     """
     if isinstance(program, Definition):
         program = program.bind()
-    if not isinstance(program, Program):
+    if not is_program(program):
         wanted = "a Program (a function decorated with @po.program, called with its arguments; inside another model, its .bind(...))"
         raise TypeError(f"program must be {wanted}, got {type(program).__name__}")
     if not _is_key(key):

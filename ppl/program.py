@@ -59,6 +59,11 @@ class Program(Protocol):
         ...
 
 
+def is_program(x: object) -> bool:
+    """Whether x meets the protocol. Nothing of x runs (before Python 3.12, `isinstance` would evaluate `length`)."""
+    return all(inspect.getattr_static(x, name, None) is not None for name in ("length", "init", "step", "select", "done", "value"))
+
+
 @struct.dataclass
 class Particles:
     """The particles of a program made from a function."""
