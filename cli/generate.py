@@ -86,5 +86,5 @@ def panel(opening: str, text: Generated, count: int, n: int) -> Panel:
     """A text after its opening, how many of the n are equal to it, and its length."""
     body = Text.assemble((views.printable(opening), "dim"), views.printable(text.text.rstrip("\n"))) if opening + text.text else Text("(nothing)", style="dim")
     above = f"{count} of {n} alike" if count > 1 else None
-    below = f"{text.tokens:,} tokens" + ("" if text.ended else ", not ended")
+    below = f"{text.tokens:,} tokens" + ("" if text.ended else ", cut off")
     return Panel(body, box=ROUNDED, title=above, title_align="left", subtitle=below, subtitle_align="right", border_style="dim")

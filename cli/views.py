@@ -27,7 +27,7 @@ def show(*parts: RenderableType) -> None:
     with console.capture() as captured:
         for part in parts:
             console.print(Padding(part, (0, 0, 1, 2)))
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
 
 
 def printable(text: str) -> str:
@@ -70,7 +70,7 @@ def rows_of(posterior: Posterior, right: str, rows: int) -> list[tuple[str, str,
 
 def bar(probability: float, width: int, colour: str) -> ProgressBar:
     """A probability as a length."""
-    return ProgressBar(total=1.0, completed=probability, width=width, complete_style=colour, finished_style=colour)
+    return ProgressBar(total=1.0, completed=round(probability, 4), width=width, complete_style=colour, finished_style=colour)
 
 
 def texts(posterior: Posterior) -> list[Any]:

@@ -1,0 +1,35 @@
+"""What the README shows is what happens."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+import posterity
+
+ROOT = Path(posterity.__file__).parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_first_program_runs_and_gives_what_its_comment_says():
+    names = {}
+    exec(BLOCKS[0], names)
+    posterior = names["posterior"]
+    log_evidence, ess, mean = (float(x) for x in re.search(r"# (-[0-9.]+), ([0-9.]+), ([0-9.]+)\n", BLOCKS[0]).groups())
+    assert (float(posterior.log_evidence), float(posterior.ess), float(posterior.expect())) == pytest.approx((log_evidence, ess, mean), rel=0.01)
+
+
+def test_the_program_with_a_language_model_runs_with_another(random_model):
+    names = {}
+    exec(BLOCKS[0].split("@po.program")[0], names)
+    program = BLOCKS[1].replace("gguf:SmolLM2-135M-Instruct.Q4_1.gguf", random_model).replace("Once upon a time", "1+2=").replace('"e"', '"7"')
+    exec(program.replace("n=32", "n=8"), names)
+    assert jnp.isfinite(names["posterior"].log_evidence)
+    assert all("7" not in answer for answer in names["posterior"].answers())
+
+
+def test_every_link_leads_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert [link for link in links if "//" not in link and not (ROOT / link).exists()] == []
