@@ -31,7 +31,7 @@ class NextToken(dist.CategoricalLogits):
     """
 
     def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
-        probabilities = jax.nn.softmax(self.logits.astype(jnp.float32), axis=-1)
+        probabilities = jax.nn.softmax(jnp.asarray(self.logits, jnp.float32), axis=-1)
         cumulative = jnp.cumsum(probabilities, axis=-1)
         u = jax.random.uniform(key, sample_shape + self.batch_shape) * jnp.max(cumulative, axis=-1)
         # The entries of a parallel sum round differently, so that steps of width zero come out wider (8e-6 in all, over
