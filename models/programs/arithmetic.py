@@ -15,7 +15,7 @@ the left, and parentheses; several may be legal at once (`2*3+4*5`), and the *ca
 import re
 import zlib
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from random import Random
 from typing import NamedTuple
 
@@ -234,7 +234,7 @@ class _Parser:
                 raise _refusal(self.prompt, start, "parentheses around a lone number")
             self.position += 1
             return value
-        digits = re.compile(r"[0-9]*").match(self.prompt, start)[0]
+        digits = "".join(takewhile(str.isdecimal, self.prompt[start:]))
         if not digits:
             raise _refusal(self.prompt, start, f"a number or '(' is missing before {self.prompt[start]!r}")
         if len(digits) > 1 and digits[0] == "0":
