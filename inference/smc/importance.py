@@ -28,12 +28,15 @@ def step(key: Array, program: Program, population: Population) -> tuple[Populati
 
 
 def weigh(population: Population, particles, log_potential: Array) -> Population:
-    """The population with these particles and their potentials multiplied in. NaN and +inf count as zero, and are counted."""
-    invalid = jnp.isnan(log_potential) | jnp.isposinf(log_potential)
+    """The population with these particles and their potentials multiplied in.
+
+    NaN and +inf count as zero, and are counted; not those of particles that are forbidden already, whose state may be anything.
+    """
+    invalid = (jnp.isnan(log_potential) | jnp.isposinf(log_potential)) & (population.log_weights > -jnp.inf)
     return replace(
         population,
         particles=particles,
-        log_weights=population.log_weights + jnp.where(invalid, -jnp.inf, log_potential),
+        log_weights=population.log_weights + jnp.where(jnp.isfinite(log_potential), log_potential, -jnp.inf),
         invalid=population.invalid + jnp.sum(invalid, dtype=jnp.int32),
     )
 
