@@ -1,5 +1,6 @@
 """A posterior and the questions one asks of it."""
 
+import abc
 import math
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -148,11 +149,12 @@ class Posterior:
             )
 
 
-class Answer:
+class Answer(abc.ABC):
     """A value that knows its own answer, such as a text."""
 
+    @abc.abstractmethod
     def answer(self) -> Hashable:
-        raise NotImplementedError(f"{type(self).__name__} does not define answer")
+        """What `Posterior.answers` counts this value as."""
 
 
 def plain(value: Any) -> Hashable:
