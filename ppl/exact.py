@@ -43,7 +43,7 @@ def outcomes(run: Callable[[], Any]) -> Iterator[Outcome]:
       ValueError: when a draw has no finite support, or differs between two runs that drew the same before it.
 
     >>> import numpyro.distributions as dist, posterity as po
-    >>> [o.probability for o in outcomes(lambda: po.sample("a", dist.Bernoulli(0.5)) + po.sample("b", dist.Bernoulli(0.5)))]
+    >>> [round(o.probability, 6) for o in outcomes(lambda: po.sample("a", dist.Bernoulli(0.5)) + po.sample("b", dist.Bernoulli(0.5)))]
     [0.25, 0.25, 0.25, 0.25]
     """
     path: list[_Branch] = []

@@ -78,14 +78,12 @@ def test_other_weights_and_prompts_do_not_recompile(compiled):
 
 
 def constants(jaxpr):
-    """Every constant of a closed jaxpr and of the jaxprs in it."""
-    yield from jaxpr.consts
-    for equation in jaxpr.jaxpr.eqns:
+    """Every constant of a jaxpr and of the jaxprs in it. (Until JAX 0.12 only closed ones hold constants.)"""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in jaxpr.eqns:
         yield from (variable.val for variable in equation.invars if isinstance(variable, Literal))
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))):
-            if isinstance(inner, Jaxpr):
-                inner = ClosedJaxpr(inner, ())
-            if isinstance(inner, ClosedJaxpr):
+            if isinstance(inner, (ClosedJaxpr, Jaxpr)):
                 yield from constants(inner)
 
 
