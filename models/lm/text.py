@@ -14,6 +14,7 @@ import numpy as np
 import numpyro.distributions as dist
 from flax import struct
 from jax import Array
+from numpyro.distributions import constraints
 
 from posterity.models.lm.llama import KeysValues
 from posterity.models.lm.tokenizer import Tokenizer
@@ -28,7 +29,10 @@ class NextToken(dist.CategoricalLogits):
     """A next-token law: a categorical that samples by inverting its distribution function.
 
     One uniform a draw instead of one Gumbel variate a token, which over a large vocabulary costs as much as the model.
+    A logit of -inf forbids a token.
     """
+
+    arg_constraints = {"logits": constraints.dependent(is_discrete=False, event_dim=1)}  # noqa: RUF012 - NumPyro's own declaration; real_vector refuses -inf
 
     def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
         probabilities = jax.nn.softmax(jnp.asarray(self.logits, jnp.float32), axis=-1)
