@@ -64,8 +64,11 @@ class Text(component.Component, Answer):
         """The law of the next token, with logits divided by `temperature`.
 
         Raises:
-          ValueError: outside a scan's step, or after `push` in the same step: the model runs once between steps.
+          ValueError: outside a scan's step, or after `push` in the same step: the model runs once between steps. On a
+            temperature that is not positive, where its value is known (as a program's argument it is not).
         """
+        if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+            raise ValueError(f"text.next(): temperature must be positive, got {temperature}")
         if self.logits is None:
             reasons = {
                 "started": "the model runs when the scan begins; draw tokens in its step",

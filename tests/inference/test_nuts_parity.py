@@ -109,8 +109,8 @@ def test_condition_fixes_choices():
 
 def test_until_holds_under_numpyro():
     for seed in range(5):
-        sites = handlers.trace(handlers.seed(hitting, seed)).get_trace(jnp.zeros(6))
-        end, _ = handlers.seed(hitting, seed)(jnp.zeros(6))
+        with handlers.trace() as sites, handlers.seed(rng_seed=seed):
+            end, _ = hitting(jnp.zeros(6))
         beyond = np.flatnonzero(np.asarray(sites["x"]["value"]) > 1)
         last = beyond[0] if len(beyond) else 5
         assert end == sites["x"]["value"][last]

@@ -138,8 +138,8 @@ def test_the_source_keeps_its_arrays_when_steps_are_compiled_one_by_one(run):
 
 
 def test_the_same_component_under_numpyro():
-    sites = handlers.trace(handlers.seed(writing, 3)).get_trace(2.0)
-    carry = handlers.seed(writing, 3)(2.0)
+    with handlers.trace() as sites, handlers.seed(rng_seed=3):
+        carry = writing(2.0)
     time = int(carry["time"])
     np.testing.assert_array_equal(carry["mine"][:time], sites["x"]["value"][:time])
     np.testing.assert_array_equal(carry["books"]["first"].numbers, carry["mine"])

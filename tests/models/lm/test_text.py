@@ -163,8 +163,8 @@ def test_a_text_reads_as_what_was_generated():
 
 
 def test_a_program_with_a_text_is_a_numpyro_model():
-    sites = handlers.trace(handlers.seed(plainly, 1)).get_trace(LM, "ab", STEPS)
-    text = handlers.seed(plainly, 1)(LM, "ab", STEPS)
+    with handlers.trace() as sites, handlers.seed(rng_seed=1):
+        text = plainly(LM, "ab", STEPS)
     written = np.asarray(text.tokens[2 : int(text.length)])
     np.testing.assert_array_equal(np.asarray(sites["token"]["value"])[: len(written)], written)
     exact = log_probabilities(LM, text.tokens[None])[0, 1 : 1 + len(written)]
@@ -197,6 +197,7 @@ def next_after_push(text, _):
         (stepping(lambda text, _: text, before=lambda text: [text, text.next()]), "the model runs when the scan begins"),
         (stepping(lambda text, _: text, after=lambda text: text.next()), "this is a finished text"),
         (stepping(lambda text, _: text, after=lambda text: text.push(0)), "this text is finished"),
+        (stepping(lambda text, _: text.push(text.next(temperature=0).logits.argmax())), "temperature must be positive, got 0"),
         (stepping(lambda text, _: text, before=lambda text: text.replace(length=1)), "copied or computed with before scan"),
     ],
 )
@@ -229,6 +230,11 @@ def test_prompts_must_fit(prompt, message):
 def test_a_prompt_may_leave_room_for_a_single_token():
     posterior = po.smc(KEY, plainly(LM, "a" * 31, 2), n=3)
     np.testing.assert_array_equal(posterior.values.length, [32, 32, 32])
+
+
+def test_a_scan_of_no_steps_leaves_the_prompt():
+    posterior = po.smc(KEY, plainly(LM, "ab", 0), n=2)
+    assert list(posterior.answers()) == [""]
 
 
 def test_tokens_that_write_a_letter():
