@@ -1,6 +1,9 @@
 """`posterity demo`: one model, three sums, with and without the condition that every line is right."""
 
 import math
+import os
+import shutil
+import sys
 import time
 
 from rich.columns import Columns
@@ -20,8 +23,8 @@ SEEDS = 0, 1  # of the left and the right side: what is counted and what is esti
 # Of one size, so that two compilations serve all six runs.
 EXAMPLES = {
     "easy": "2+3*(14-8)-5=",
-    "harder": "47*(12-5)-38=",
-    "hard": "(64-27)*38+75=",
+    "hard: it is confidently wrong": "98+(9*4+9*94)=",
+    "harder: it is hardly ever right": "54*15+(3+8)*99=",
 }
 ROWS = 4  # of each table
 BAR_WIDTH = 14
@@ -34,7 +37,7 @@ CLOSING = """\
 The evidence is the probability that the model writes a right solution by itself. Here it can be \
 checked by counting; where right solutions are too rare to count, resampling after every line still finds them.
 
-Next: [bold]posterity solve "48*(7+5)-19=" --n 64 --seed 0[/], and notebooks/01-first-posterior.ipynb"""
+Next: [bold]{command} solve "48*(7+5)-19=" --n 64 --seed 0[/], and notebooks/01-first-posterior.ipynb"""
 
 
 def demo() -> None:
@@ -51,7 +54,8 @@ def demo() -> None:
         heading = Text.assemble(f"{number}  ", (prompt, "bold"), (f"  {grade}", "dim"))
         views.show(Group(heading, "", Padding(comparison(prompt, without.posterior, with_lines.posterior), (0, 0, 0, 3))))
     took = f"{2 * len(EXAMPLES)} posteriors of {PARTICLES} particles in {time.perf_counter() - start:.1f} s, of which compiling {alone.seconds:.1f} s."
-    views.show(CLOSING, Text(took, style="dim"))
+    command = "posterity" if shutil.which("posterity") else f"{os.path.relpath(sys.executable)} -m posterity"
+    views.show(CLOSING.format(command=command), Text(took, style="dim"))
 
 
 def comparison(prompt: str, alone: Posterior, given: Posterior) -> RenderableType:
@@ -63,4 +67,4 @@ def comparison(prompt: str, alone: Posterior, given: Posterior) -> RenderableTyp
     ]
     solved = sum(all(arithmetic.check(prompt, str(text))) for text in views.texts(alone))
     counted = f"Right in every line: {solved} of {len(alone)} solutions alone ({solved / len(alone):.3f})."
-    return Group(Columns(tables, padding=(0, 6)), "", f"{counted} Evidence: {math.exp(given.log_evidence):.3f}.")
+    return Group(Columns(tables, padding=(0, 6)), "", f"{counted} Evidence: {math.exp(given.log_evidence):.2g}.")

@@ -3,20 +3,38 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import pytest
 from flax import nnx
 
+from posterity.cli import running
 from posterity.cli.app import main
 from posterity.models.lm import huggingface
 from posterity.models.lm.config import LlamaConfig
 from posterity.models.lm.llama import Llama
 from posterity.models.weights.train_abacus import tokenizer
 
+EXECUTABLES: dict[tuple, running.Executable] = {}
+compile_programs = running.compiled
+
 
 class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+    """What one test compiled serves the others: a command compiles afresh, and these tests are many commands."""
+
+    def compiled(*programs, method, n, quiet=False):
+        kinds = [(method, n, jax.tree.structure(program), *map(jax.typeof, jax.tree.leaves(program))) for program in programs]
+        if missing := {kind: program for kind, program in zip(kinds, programs, strict=True) if kind not in EXECUTABLES}:
+            EXECUTABLES.update(zip(missing, compile_programs(*missing.values(), method=method, n=n, quiet=quiet), strict=True))
+        return [EXECUTABLES[kind] for kind in kinds]
+
+    monkeypatch.setattr(running, "compiled", compiled)
 
 
 @pytest.fixture

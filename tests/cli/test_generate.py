@@ -28,7 +28,7 @@ def test_json_is_one_object_with_n_texts_of_at_most_so_many_tokens(posterity, gg
 
 def test_a_seed_decides_the_texts(posterity, random_model):
     def texts(seed):
-        return json.loads(posterity("generate", "1+2=", "--model", random_model, "--max-tokens", 12, "--seed", seed, "--json").out)["texts"]
+        return json.loads(posterity("generate", "1+2=", "--model", random_model, "--n", 6, "--max-tokens", 12, "--seed", seed, "--json").out)["texts"]
 
     assert texts(1) == texts(1) != texts(2)
 
@@ -50,7 +50,7 @@ def test_chat_puts_the_prompt_into_the_template(posterity, gguf_model):
 
 
 def test_the_page_shows_every_different_text_once_after_the_prompt(posterity, random_model):
-    result = posterity("generate", "1+2=", "--model", random_model, "--n", 6, "--max-tokens", 3, "--temperature", 0.001)
+    result = posterity("generate", "1+2=", "--model", random_model, "--n", 6, "--max-tokens", 12, "--temperature", 0.001)
     assert (result.code, result.err) == (0, "")
     assert result.out.count("1+2=") == 1
     assert "6 of 6 alike" in result.out
