@@ -105,6 +105,15 @@ def select(states: Sequence[Any], ancestors: Array) -> list[Any]:
     return [state.select(ancestors) if isinstance(state, State) else state[ancestors] for state in states]
 
 
+def check_places(name: str, before: Sequence[Any], after: Sequence[Any]) -> None:
+    """Raises ValueError when a step put a component in another's place: its batch state would not go with it."""
+    arrays_of = [{id(x) for x in jax.tree.leaves(leaf)} if is_component(leaf) else set() for leaf in before]
+    for own, leaf in zip(arrays_of, after, strict=True):
+        found = {id(x) for x in jax.tree.leaves(leaf)} if is_component(leaf) else set()
+        if own.isdisjoint(found) and any(not found.isdisjoint(other) for other in arrays_of):
+            raise ValueError(f"{name}: the step moved a {type(leaf).__name__} to the place of another in its carry; each must stay in its own place")
+
+
 def first(batch: Any) -> Any:
     """The first member of a batch."""
     return jax.tree.map(lambda x: x[0], batch)

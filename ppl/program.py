@@ -311,3 +311,4 @@ def _check_carry(name: str, before: Any, after: Any) -> None:
         kinds = [type(x).__name__ if component.is_component(x) else f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in (a, b)]
         if kinds[0] != kinds[1]:
             raise TypeError(f"{name}: leaf {i} of the carry was {kinds[0]} and came out of the step as {kinds[1]}")
+    component.check_places(name, old, new)

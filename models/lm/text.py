@@ -154,7 +154,9 @@ class TextSource:
 
     def advance(self, state: Texts, views: Text, active: Array) -> Texts:
         """One forward pass over the pushed tokens of all texts; those not `active` keep what they had."""
-        if views.phase != "pushed":
+        if views.phase not in ("ready", "pushed"):
+            raise ValueError(f"the step must carry on the text that it was given, or push a token to it; it returned one that is {views.phase}")
+        if views.phase == "ready":
             return state
         before, decoder = state.text, self.lm.decoder
         token = jnp.take_along_axis(views.tokens, before.length[:, None], axis=1)[:, 0]

@@ -199,6 +199,9 @@ def next_after_push(text, _):
         (stepping(lambda text, _: text, after=lambda text: text.push(0)), "this text is finished"),
         (stepping(lambda text, _: text.push(text.next(temperature=0).logits.argmax())), "temperature must be positive, got 0"),
         (stepping(lambda text, _: text, before=lambda text: text.replace(length=1)), "copied or computed with before scan"),
+        (stepping(lambda text, _: LM.start("ba")), "returned one that is started"),
+        (stepping(lambda texts, _: texts[::-1], before=lambda text: [text, LM.start("ba")]), "moved a Text to the place of another"),
+        (stepping(lambda texts, _: [t.push(0) for t in texts[::-1]], before=lambda text: [text, LM.start("ba")]), "moved a Text to the place of another"),
     ],
 )
 def test_misuse_of_a_text_is_explained(program, message):
