@@ -288,7 +288,13 @@ def _one_start(name: str):
 
 
 def _choices(sites: dict) -> dict[str, Array]:
-    return {name: jnp.asarray(site["value"]) for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]}
+    """The random choices: unobserved samples, and which rows a plate took when it subsamples."""
+    drawn = {name: site for name, site in sites.items() if (site["type"] == "sample" and not site["is_observed"]) or _subsamples(site)}
+    return {name: jnp.asarray(site["value"]) for name, site in drawn.items()}
+
+
+def _subsamples(site: dict) -> bool:
+    return site["type"] == "plate" and site["args"][1] is not None and site["args"][1] < site["args"][0]
 
 
 def _log_potential(sites: dict) -> Array:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
@@ -134,3 +135,15 @@ def test_programs_have_names():
     assert repr(walk) == "<definition of program walk>"
     assert repr(walk(jnp.ones(1))) == "<program walk>"
     assert walk.__doc__.startswith("A Gaussian random walk")
+
+
+def test_rows_that_a_plate_takes_before_the_scan_are_kept_in_its_steps():
+    @po.program
+    def rows_twice():
+        with numpyro.plate("rows", 20, subsample_size=3) as rows:
+            pass
+        return po.scan(lambda carry, _: (carry[0], rows), (rows, jnp.zeros(3, int)), length=2)
+
+    first, last = po.importance(jax.random.key(0), rows_twice(), n=4).values
+    assert len(np.unique(np.asarray(first), axis=0)) > 1
+    np.testing.assert_array_equal(first, last)
