@@ -14,6 +14,7 @@ import numpy as np
 import numpyro.distributions as dist
 from flax import struct
 from jax import Array
+from jax.core import Tracer
 from numpyro.distributions import constraints
 
 from posterity.models.lm.llama import KeysValues
@@ -67,7 +68,7 @@ class Text(component.Component, Answer):
           ValueError: outside a scan's step, or after `push` in the same step: the model runs once between steps. On a
             temperature that is not positive, where its value is known (as a program's argument it is not).
         """
-        if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+        if not isinstance(temperature, Tracer) and not temperature > 0:
             raise ValueError(f"text.next(): temperature must be positive, got {temperature}")
         if self.logits is None:
             reasons = {
