@@ -69,7 +69,7 @@ def show(prompt: str, decoding: Decoding, *, seed: int, potential: Literal["line
         )
         return
     log_evidence, resampled = float(posterior.log_evidence), int(posterior.resampled.sum())
-    meaning = f"the model alone is right with p = {math.exp(log_evidence):.2g}" if potential == "lines" else "nothing was asked of the solutions"
+    meaning = f"the model alone is right with p ≈ {math.exp(log_evidence):.2g}" if potential == "lines" else "nothing was asked of the solutions"
     text = str(posterior.sample(jax.random.fold_in(jax.random.key(seed), n)))
     views.show(
         Group(Text.assemble((prompt, "bold"), f"  {GIVEN[potential]}"), "", views.answers_table(posterior, right=arithmetic.trace(prompt)[-1])),
