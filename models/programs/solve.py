@@ -57,8 +57,8 @@ def lines(lm, prompt, temperature, alphabet, max_tokens):
         return text
 
     text = scan(step, text, length=max_tokens)
-    if alphabet is not None:
-        factor("finished", jnp.where(text.ended, 0.0, -jnp.inf))
+    if alphabet is not None:  # a text may also stop for want of room, with a line that nothing has checked
+        factor("finished", jnp.where(jnp.isin(text.last, jnp.array(text.tokenizer.end_ids)), 0.0, -jnp.inf))
     return text
 
 
