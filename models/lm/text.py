@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class NextToken(dist.CategoricalLogits):
     """A next-token law: a categorical that samples by inverting its distribution function.
 
-    One uniform a draw instead of one Gumbel variate a token, which over a large vocabulary costs as much as the model.
+    One uniform a draw instead of one Gumbel variate a token: 2.4 times faster for 64 draws over 49,152 tokens on two CPU
+    cores (benchmarks/next_token.py).
     A logit of -inf forbids a token.
     """
 

@@ -119,7 +119,7 @@ def tokenizer() -> Tokenizer:
 
 
 def optimizer_of(weights) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on matrices, AdamW on the rest. In 600 steps this reached a loss of 0.50, AdamW alone 1.20."""
+    """Muon (Jordan et al. 2024) on matrices, AdamW on the rest: in short probes the loss fell far faster than with AdamW alone."""
     kinds = jax.tree_util.tree_map_with_path(lambda path, x: "muon" if x.ndim == 2 and "embed" not in jax.tree_util.keystr(path) else "adam", weights)
     rules: dict[Hashable, optax.GradientTransformation] = {"muon": optax.contrib.muon(PEAK_MUON), "adam": optax.adamw(PEAK_ADAM, b2=0.98)}
     return optax.chain(optax.clip_by_global_norm(1.0), optax.partition(rules, kinds))
