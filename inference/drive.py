@@ -7,12 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from posterity.ppl.effects import isolated
+from posterity.ppl.effects import isolated, loop
 from posterity.ppl.population import Population, normalise
 from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Definition, Program, is_program
@@ -58,8 +58,9 @@ def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, 
 @functools.partial(jax.jit, static_argnames=("n", "init", "history"))
 def _compiled(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool) -> Posterior:
     run = _begin(key, program, n, init, history)
-    if run.record.ess.shape[0]:
-        run = lax.while_loop(lambda run: _going(run, program), lambda run: _advance(run, program, step), run)
+    steps = run.record.ess.shape[0]
+    if steps:
+        run = loop(lambda run: _going(run, program), lambda run: _advance(run, program, step), run, limit=steps)
     return _finish(run, program)
 
 

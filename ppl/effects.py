@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, lax
 from numpyro.contrib.control_flow import scan as numpyro_scan
 from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
 
@@ -108,7 +108,30 @@ class AtScan(Messenger):
 
 
 class Decider(Messenger):
-    """A handler that decides draws in place of the generator: the only kind that `isolated` lets see an algorithm's inside."""
+    """A handler that decides draws in place of the generator: the only kind that `isolated` lets see an algorithm's inside.
+
+    Draws under branches and in loops are its to follow too, where the algorithm uses the doors `cond` and `loop`.
+    """
+
+    def cond(self, predicate: Array, true: Callable, false: Callable, *operands: Any) -> Any:
+        """What stands in for `lax.cond`."""
+        return lax.cond(predicate, true, false, *operands)
+
+    def loop(self, going: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, limit: int) -> Any:
+        """What stands in for `lax.while_loop`."""
+        return lax.while_loop(going, body, state)
+
+
+def cond(predicate: Array, true: Callable, false: Callable, *operands: Any) -> Any:
+    """`lax.cond` for algorithms that draw inside a branch: a decider sees both branches' draws, and which branch counts."""
+    deciders = _deciders(_PYRO_STACK)
+    return deciders[0].cond(predicate, true, false, *operands) if deciders else lax.cond(predicate, true, false, *operands)
+
+
+def loop(going: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, *, limit: int) -> Any:
+    """`lax.while_loop` of at most `limit` turns for algorithms that draw inside it, open to deciders turn by turn."""
+    deciders = _deciders(_PYRO_STACK)
+    return deciders[0].loop(going, body, state, limit) if deciders else lax.while_loop(going, body, state)
 
 
 def in_model() -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import Array, lax
+from jax import Array
 
-from posterity.ppl.effects import particle_map
+from posterity.ppl.effects import loop, particle_map
 from posterity.ppl.program import Program
 
 
@@ -41,7 +41,7 @@ class Chunked:
             return t + 1, going, particles, log_potential + more
 
         start = (jnp.zeros((), jnp.int32), going, particles, jnp.zeros(n))
-        _, _, particles, log_potential = lax.while_loop(lambda state: jnp.any(state[1]), move, start)
+        _, _, particles, log_potential = loop(lambda state: jnp.any(state[1]), move, start, limit=self.length)
         return particles, log_potential
 
     def select(self, particles: Any, ancestors: Array) -> Any:

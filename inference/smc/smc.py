@@ -5,13 +5,13 @@ import numbers
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 
 from posterity.inference.drive import Info, drive
 from posterity.inference.smc.importance import init, weigh
 from posterity.inference.smc.resampling import Ancestors, Systematic, scheme
-from posterity.ppl.effects import draw
+from posterity.ppl.effects import cond, draw
 from posterity.ppl.population import Population, effective_sample_size
 from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
@@ -26,7 +26,7 @@ def step(
     select_key, extend_key = jax.random.split(key)
     ess = effective_sample_size(population.log_weights)
     degenerate = (ess < threshold * population.size) & (ess > 0)
-    population, ancestors = lax.cond(degenerate, lambda p: select(select_key, program, p, resampling), _keep, population)
+    population, ancestors = cond(degenerate, lambda p: select(select_key, program, p, resampling), _keep, population)
     particles, log_potential = program.step(extend_key, population.particles)
     return weigh(population, particles, log_potential), Info(ess, degenerate, ancestors)
 
