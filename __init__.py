@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from posterity.ppl.population import Population
     from posterity.ppl.posterior import Posterior
     from posterity.ppl.program import Program, program
+    from posterity.ppl.queries import Weighted, query
     from posterity.ppl.transform import chunk
 
 __version__ = "0.1.0"
@@ -19,12 +20,14 @@ __all__ = [
     "Population",
     "Posterior",
     "Program",
+    "Weighted",
     "chunk",
     "factor",
     "importance",
     "load",
     "observe",
     "program",
+    "query",
     "sample",
     "scan",
     "smc",
@@ -39,6 +42,7 @@ _HOMES = {
     "ppl.population": ["Population"],
     "ppl.posterior": ["Posterior"],
     "ppl.program": ["Program", "program"],
+    "ppl.queries": ["Weighted", "query"],
     "ppl.transform": ["chunk"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
