@@ -95,6 +95,14 @@ def draw(key: Array, name: str, distribution: dist.Distribution) -> Any:
     return numpyro.sample(name, distribution, rng_key=key)
 
 
+class Atomic:
+    """A distribution that says itself what it can give: one whose values are trees, or whose support depends on its parameters."""
+
+    def atoms(self) -> tuple[Any, Array]:
+        """Values (a pytree with leading axis K; they may repeat) and their log probabilities [K], nats."""
+        raise NotImplementedError
+
+
 class AtScan(Messenger):
     """Hands the program's `scan` to `action(call)`, whose result the program goes on with."""
 

@@ -273,6 +273,20 @@ def program(function: Callable) -> Definition:
     return Definition(function)
 
 
+def as_program(x: Any) -> Program:
+    """The program that x is, or that a definition without arguments makes.
+
+    Raises:
+      TypeError: when x is neither.
+    """
+    if isinstance(x, Definition):
+        return x.bind()
+    if not is_program(x):
+        wanted = "a Program (a function decorated with @po.program, called with its arguments; inside another model, its .bind(...))"
+        raise TypeError(f"program must be {wanted}, got {type(x).__name__}")
+    return x
+
+
 class _Reached(Exception):
     """Leaves a program at its scan."""
 

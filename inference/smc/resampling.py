@@ -12,8 +12,10 @@ import numpyro.distributions as dist
 from jax import Array, lax
 from numpyro.distributions import constraints
 
+from posterity.ppl.effects import Atomic
 
-class Ancestors(dist.Distribution):
+
+class Ancestors(dist.Distribution, Atomic):
     """Base of the schemes; `log_weights` [n] nats, with at least one finite entry."""
 
     arg_constraints = {"log_weights": constraints.real_vector}  # noqa: RUF012 - NumPyro's own declaration
@@ -41,6 +43,10 @@ class Ancestors(dist.Distribution):
     def _atoms(self) -> tuple[Array, Array]:
         """Ancestor vectors [outcomes, n], which may repeat, and their probabilities [outcomes]."""
         raise NotImplementedError(f"{type(self).__name__} cannot be enumerated: it does not define _atoms")
+
+    def atoms(self) -> tuple[Array, Array]:
+        vectors, probabilities = self._atoms()
+        return vectors, jnp.log(probabilities)
 
     def log_prob(self, value: Array) -> Array:
         vectors, probabilities = self._atoms()
