@@ -7,12 +7,13 @@ if TYPE_CHECKING:
     from posterity.inference.smc.importance import importance
     from posterity.inference.smc.smc import smc
     from posterity.models.lm.load import load
+    from posterity.ppl.chunk import chunk
     from posterity.ppl.effects import factor, observe, sample, scan
     from posterity.ppl.population import Population
     from posterity.ppl.posterior import Posterior
     from posterity.ppl.program import Program, program
     from posterity.ppl.queries import Weighted, query
-    from posterity.ppl.transform import chunk
+    from posterity.ppl.recorded import recorded
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "observe",
     "program",
     "query",
+    "recorded",
     "sample",
     "scan",
     "smc",
@@ -38,12 +40,13 @@ _HOMES = {
     "inference.smc.importance": ["importance"],
     "inference.smc.smc": ["smc"],
     "models.lm.load": ["load"],
+    "ppl.chunk": ["chunk"],
     "ppl.effects": ["factor", "observe", "sample", "scan"],
     "ppl.population": ["Population"],
     "ppl.posterior": ["Posterior"],
     "ppl.program": ["Program", "program"],
     "ppl.queries": ["Weighted", "query"],
-    "ppl.transform": ["chunk"],
+    "ppl.recorded": ["recorded"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

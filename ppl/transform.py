@@ -1,6 +1,5 @@
-"""Programs from programs, with the same meaning."""
+"""What transformations of programs share: programs made of a program."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,60 +7,65 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from posterity.ppl.effects import loop, particle_map
-from posterity.ppl.program import Program
+from posterity.ppl.effects import loop
+from posterity.ppl.program import Definition, Program, is_program
 
 
 @struct.dataclass
-class Chunked:
-    """A program whose step is many steps of another; see `chunk`."""
+class Transformed:
+    """A program made of another; what it does not say itself is as the other says.
+
+    Its particles are a named tuple: `now` holds the inner program's, every other field arrays with leading axis n.
+    """
 
     inner: Program
-    until: Callable[[Any], Array] = struct.field(pytree_node=False)
-
-    def __repr__(self) -> str:
-        return f"<{self.inner} in chunks until {getattr(self.until, '__name__', 'a boundary')}>"
 
     @property
     def length(self) -> int:
         return self.inner.length
 
-    def init(self, key: Array, n: int) -> tuple[Any, Array]:
-        return self.inner.init(key, n)
-
-    def step(self, key: Array, particles: Any, *, where: Array | None = None) -> tuple[Any, Array]:
-        """Steps every particle to its next boundary. Those that reach it early wait there; the log potentials add up."""
-        going = ~self.inner.done(particles) if where is None else ~self.inner.done(particles) & where
-        n = going.shape[0]
-
-        def move(state):
-            t, going, particles, log_potential = state
-            particles, more = self.inner.step(jax.random.fold_in(key, t), particles, where=going)
-            going = going & ~self.inner.done(particles) & ~particle_map(self.until, (0,))(self.inner.value(particles))
-            return t + 1, going, particles, log_potential + more
-
-        start = (jnp.zeros((), jnp.int32), going, particles, jnp.zeros(n))
-        _, _, particles, log_potential = loop(lambda state: jnp.any(state[1]), move, start, limit=self.length)
-        return particles, log_potential
-
     def select(self, particles: Any, ancestors: Array) -> Any:
-        return self.inner.select(particles, ancestors)
+        beside = {name: jax.tree.map(lambda x: x[ancestors], field) for name, field in particles._asdict().items() if name != "now"}
+        return particles._replace(now=self.inner.select(particles.now, ancestors), **beside)
 
     def done(self, particles: Any) -> Array:
-        return self.inner.done(particles)
+        return self.inner.done(particles.now)
 
     def value(self, particles: Any) -> Any:
-        return self.inner.value(particles)
+        return self.inner.value(particles.now)
 
 
-def chunk(program: Program, until: Callable[[Any], Array]) -> Program:
-    """The program in larger steps: each runs the steps of `program` until `until(value)` holds, or the particle is done.
+def bound(name: str, program: Any) -> Program:
+    """The program that the transformation `name` was given; a definition without arguments is bound.
 
-    Particles may take different numbers of inner steps to a boundary. The meaning is the same; what changes is where an
-    algorithm may resample: after a line of text, say, instead of after every token.
-
-    Args:
-      program: one whose particles may stand still one by one (a scan without per-step inputs).
-      until: of a single particle's value, bool; a plain function (part of the compiled code), e.g. `at_line_end`.
+    Raises:
+      TypeError: when it is no program.
     """
-    return Chunked(program, until)
+    program = program.bind() if isinstance(program, Definition) else program
+    if not is_program(program):
+        raise TypeError(f"{name}: program must be a Program (a function decorated with @po.program, called with its arguments), got {type(program).__name__}")
+    return program
+
+
+def active(program: Any, particles: Any, where: Array | None) -> Array:
+    """Which particles a step moves, bool [n]."""
+    return ~program.done(particles) if where is None else ~program.done(particles) & where
+
+
+def times(log_a: Array, log_b: Array) -> Array:
+    """log(a b). What is forbidden already stays so, whatever its later potentials are: its state may be anything."""
+    return jnp.where(jnp.isneginf(log_a), log_a, log_a + log_b)
+
+
+def advance(key: Array, program: Program, particles: Any, log_potential: Array, *, steps: int) -> tuple[Any, Array]:
+    """The particles after `steps` more steps, or fewer when all are done, their log potentials [n] multiplied to those given."""
+    if steps == 0:
+        return particles, log_potential
+
+    def move(state):
+        t, particles, log_potential = state
+        particles, more = program.step(jax.random.fold_in(key, t), particles)
+        return t + 1, particles, times(log_potential, more)
+
+    start = (jnp.zeros((), jnp.int32), particles, log_potential)
+    return loop(lambda state: (state[0] < steps) & ~jnp.all(program.done(state[1])), move, start, limit=steps)[1:]

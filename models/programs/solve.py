@@ -10,9 +10,9 @@ from posterity.models.lm.text import Text
 from posterity.models.potentials.arithmetic import Alphabet, line_log_potential
 from posterity.models.programs import arithmetic
 from posterity.models.programs.generate import checked_temperature
+from posterity.ppl.chunk import chunk
 from posterity.ppl.effects import factor, sample, scan
 from posterity.ppl.program import Program, program
-from posterity.ppl.transform import chunk
 
 POTENTIALS = ("lines", "none")
 

@@ -17,8 +17,8 @@ import posterity as po
 from posterity.inference.drive import drive
 from posterity.inference.smc import smc
 from posterity.inference.smc.resampling import SCHEMES, Ancestors, Systematic
+from posterity.ppl.chunk import chunk
 from posterity.ppl.exact import outcomes
-from posterity.ppl.transform import chunk
 
 START, MOVE, SEEN = [0.6, 0.4], [[0.7, 0.3], [0.0, 1.0]], [0.9, 0.2]  # a two-state chain; state 1 is never left
 OBSERVED = [1, 0]

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 import posterity as po
-from posterity.ppl.transform import chunk
+from posterity.ppl.chunk import chunk
 from posterity.tests.fixtures.references import walk
 
 LENGTH = 6
