@@ -24,6 +24,7 @@ class Trajectory(NamedTuple):
     states: Any  # those after 0, 1, .. steps of the particle's own; steps in which it stood still do not count
     log_potentials: Array  # [n, length + 1], nats: of the initial law, the first step, ..
     steps: Array  # [n] int32, how many steps the particle has made
+    time: Array  # [n] int32, how many it was asked to make, those included in which it was done already
 
 
 @struct.dataclass
@@ -39,7 +40,8 @@ class Recorded(Transformed):
         times = self.length + 1
         states = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None] if x.ndim else x, (n, times, *x.shape[1:])), now)
         log_potentials = jnp.zeros((n, times), log_potential.dtype).at[:, 0].set(log_potential)
-        return Trajectory(now, states, log_potentials, jnp.zeros(n, jnp.int32)), log_potential
+        none = jnp.zeros(n, jnp.int32)
+        return Trajectory(now, states, log_potentials, none, none), log_potential
 
     def step(self, key: Array, particles: Trajectory, *, where: Array | None = None) -> tuple[Trajectory, Array]:
         moved = active(self, particles, where)
@@ -50,7 +52,8 @@ class Recorded(Transformed):
         def write(history: Array, x: Array) -> Array:
             return history.at[jnp.arange(n), jnp.where(moved, steps, times)].set(x, mode="drop")  # what stands still would write beyond the end
 
-        return Trajectory(now, jax.tree.map(write, particles.states, now), write(particles.log_potentials, log_potential), steps), log_potential
+        states, log_potentials = jax.tree.map(write, particles.states, now), write(particles.log_potentials, log_potential)
+        return Trajectory(now, states, log_potentials, steps, particles.time + (1 if where is None else where)), log_potential
 
 
 def recorded(program: Program) -> Recorded:
