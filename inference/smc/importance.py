@@ -1,44 +1,23 @@
 """Importance sampling from the program's own law: extend and weigh, never select."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from posterity.inference.blocks import advance
+from posterity.inference.blocks import spawn as init
 from posterity.inference.drive import Info, drive
 from posterity.ppl.population import Population, effective_sample_size
 from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
 
-
-def init(key: Array, program: Program, n: int) -> Population:
-    """n particles from the initial law, weighed by its potentials."""
-    particles, log_potential = program.init(key, n)
-    log_weights, none = jnp.full(n, -jnp.log(n), log_potential.dtype), jnp.zeros((), jnp.int32)
-    start = Population(particles, log_weights, jnp.zeros((), log_potential.dtype), jnp.arange(n, dtype=jnp.int32), none)
-    return weigh(start, particles, log_potential)
+__all__ = ["importance", "init", "step"]
 
 
 def step(key: Array, program: Program, population: Population) -> tuple[Population, Info]:
     """One step without selection. `importance` is `init` and this step to the end."""
     ess = effective_sample_size(population.log_weights)
-    particles, log_potential = program.step(key, population.particles)
-    return weigh(population, particles, log_potential), Info(ess, jnp.zeros((), bool), jnp.arange(population.size, dtype=jnp.int32))
-
-
-def weigh(population: Population, particles, log_potential: Array) -> Population:
-    """The population with these particles and their potentials multiplied in.
-
-    NaN and +inf count as zero, and are counted; not those of particles that are forbidden already, whose state may be anything.
-    """
-    invalid = (jnp.isnan(log_potential) | jnp.isposinf(log_potential)) & (population.log_weights > -jnp.inf)
-    return replace(
-        population,
-        particles=particles,
-        log_weights=population.log_weights + jnp.where(jnp.isfinite(log_potential), log_potential, -jnp.inf),
-        invalid=population.invalid + jnp.sum(invalid, dtype=jnp.int32),
-    )
+    return advance(key, program, population), Info(ess, jnp.zeros((), bool), jnp.arange(population.size, dtype=jnp.int32))
 
 
 def importance(key: Array, program: Program, *, n: int, history: bool = True, progress: bool = False) -> Posterior:

@@ -4,15 +4,15 @@ import functools
 import numbers
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
+from posterity.inference.blocks import advance, resample_below
+from posterity.inference.blocks import resample as select
+from posterity.inference.blocks import spawn as init
 from posterity.inference.drive import Info, drive
-from posterity.inference.smc.importance import init, weigh
 from posterity.inference.smc.resampling import Ancestors, Systematic, scheme
-from posterity.ppl.effects import cond, draw
-from posterity.ppl.population import Population, effective_sample_size
+from posterity.ppl.population import Population
 from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
 
@@ -22,30 +22,10 @@ __all__ = ["init", "select", "smc", "step"]
 def step(
     key: Array, program: Program, population: Population, *, threshold: Array | float = 0.5, resampling: type[Ancestors] = Systematic
 ) -> tuple[Population, Info]:
-    """One generation: select when the effective sample size falls below `threshold * n`, extend, weigh."""
-    select_key, extend_key = jax.random.split(key)
-    ess = effective_sample_size(population.log_weights)
-    degenerate = (ess < threshold * population.size) & (ess > 0)
-    population, ancestors = cond(degenerate, lambda p: select(select_key, program, p, resampling), _keep, population)
-    particles, log_potential = program.step(extend_key, population.particles)
-    return weigh(population, particles, log_potential), Info(ess, degenerate, ancestors)
-
-
-def select(key: Array, program: Program, population: Population, resampling: type[Ancestors] = Systematic) -> tuple[Population, Array]:
-    """Particles copied in proportion to their weights, which become equal; their mean moves into the evidence."""
-    n = population.size
-    ancestors = draw(key, "ancestors", resampling(population.log_weights))
-    return Population(
-        particles=program.select(population.particles, ancestors),
-        log_weights=jnp.full_like(population.log_weights, -jnp.log(n)),
-        log_evidence=population.log_evidence + jax.scipy.special.logsumexp(population.log_weights),
-        eves=population.eves[ancestors],
-        invalid=population.invalid,
-    ), ancestors
-
-
-def _keep(population: Population) -> tuple[Population, Array]:
-    return population, jnp.arange(population.size, dtype=jnp.int32)
+    """One generation: resample when the effective sample size falls below `threshold * n`, advance."""
+    resample_key, advance_key = jax.random.split(key)
+    population, info = resample_below(threshold, resample_key, program, population, resampling)
+    return advance(advance_key, program, population), info
 
 
 def smc(
@@ -89,11 +69,11 @@ def smc(
     >>> bool(abs(posterior.expect() - 2.78) < 0.1)
     True
     """
-    step = jax.tree_util.Partial(_step_with(scheme(resampling)), threshold=_share(threshold))
+    step = jax.tree_util.Partial(_step_with(scheme(resampling)), threshold=share(threshold))
     return drive(key, program, n, init, step, history=history, progress=progress)
 
 
-def _share(threshold: Array | float) -> Array | float:
+def share(threshold: Array | float) -> Array | float:
     """A threshold that has been checked, as a float: 1 and 0.5 share compiled code."""
     if isinstance(threshold, Tracer):
         return threshold
