@@ -68,7 +68,7 @@ def is_program(x: object) -> bool:
 class Particles:
     """The particles of a program made from a function."""
 
-    choices: dict[str, Array]  # the initial law's choices, [n, ...]
+    choices: dict[str, Any]  # the initial law's choices, pytrees [n, ...]
     carry: list[Any]  # the scan's carry as leaves [n, ...], a component's batch state in its place; empty without scan
     time: Array  # steps made: [] when per-step inputs drive all particles together, else [n]
     ended: Array  # bool [n]
@@ -168,7 +168,7 @@ class FunctionProgram:
 
     def select(self, particles: Particles, ancestors: Array) -> Particles:
         time = particles.time[ancestors] if particles.time.ndim else particles.time
-        choices = {name: value[ancestors] for name, value in particles.choices.items()}
+        choices = jax.tree.map(lambda x: x[ancestors], particles.choices)
         return Particles(choices, component.select(particles.carry, ancestors), time, particles.ended[ancestors])
 
     def done(self, particles: Particles) -> Array:
@@ -186,7 +186,7 @@ class FunctionProgram:
 
     # -- one particle ------------------------------------------------------------------------------------------------
 
-    def _execute(self, key: Array, choices: dict[str, Array], at_scan: Callable[[Scan, dict], Any]) -> tuple[dict, Any]:
+    def _execute(self, key: Array, choices: dict[str, Any], at_scan: Callable[[Scan, dict], Any]) -> tuple[dict, Any]:
         """Runs the function with the given choices and fresh ones otherwise; `at_scan(scan, sites so far)` stands in for its scan."""
         calls = []
 
@@ -301,10 +301,10 @@ def _one_start(name: str):
         raise ValueError(f"{name}: a component (a text, say) was started from a value that differs between particles; all particles share one start") from error
 
 
-def _choices(sites: dict) -> dict[str, Array]:
+def _choices(sites: dict) -> dict[str, Any]:
     """The random choices: unobserved samples, and which rows a plate took when it subsamples."""
     drawn = {name: site for name, site in sites.items() if (site["type"] == "sample" and not site["is_observed"]) or _subsamples(site)}
-    return {name: jnp.asarray(site["value"]) for name, site in drawn.items()}
+    return {name: jax.tree.map(jnp.asarray, site["value"]) for name, site in drawn.items()}
 
 
 def _subsamples(site: dict) -> bool:
