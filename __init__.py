@@ -7,8 +7,11 @@ if TYPE_CHECKING:
     from posterity.inference.smc.importance import importance
     from posterity.inference.smc.smc import smc
     from posterity.models.lm.load import load
+    from posterity.ppl import check
     from posterity.ppl.chunk import chunk
     from posterity.ppl.effects import factor, observe, sample, scan
+    from posterity.ppl.exact import exact
+    from posterity.ppl.measure import Measure
     from posterity.ppl.population import Population
     from posterity.ppl.posterior import Posterior
     from posterity.ppl.program import Program, program
@@ -18,11 +21,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Measure",
     "Population",
     "Posterior",
     "Program",
     "Weighted",
+    "check",
     "chunk",
+    "exact",
     "factor",
     "importance",
     "load",
@@ -42,6 +48,8 @@ _HOMES = {
     "models.lm.load": ["load"],
     "ppl.chunk": ["chunk"],
     "ppl.effects": ["factor", "observe", "sample", "scan"],
+    "ppl.exact": ["exact"],
+    "ppl.measure": ["Measure"],
     "ppl.population": ["Population"],
     "ppl.posterior": ["Posterior"],
     "ppl.program": ["Program", "program"],
@@ -49,12 +57,17 @@ _HOMES = {
     "ppl.recorded": ["recorded"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {"check": "ppl.check"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name in _MODULES:
+        value = importlib.import_module(f"posterity.{_MODULES[name]}")
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(f"posterity.{_HOME_OF[name]}"), name)
+    else:
         raise AttributeError(f"module 'posterity' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"posterity.{_HOME_OF[name]}"), name)
+    globals()[name] = value
     return value
 
 

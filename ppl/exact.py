@@ -1,91 +1,156 @@
-"""Exactness by enumeration: every random choice of a program and of the algorithm that runs it, with its probability.
+"""Exactness by enumeration: what a finite program means, and what an algorithm does, to the last digit.
 
 The law that an inference must keep, E[exp(log_evidence) * sum_i W_i f(x_i)] = ⟦p⟧(f) (proper weighting; Ścibior et al.
 2018, "Denotational validation of higher-order Bayesian inference"), is a finite sum when all choices are finite. Here
 that sum is taken over what the inference's own code does, so that it can be compared to the program's meaning.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpyro.distributions as dist
-from jax.core import Tracer
+from jax import Array
 
-from posterity.ppl.effects import Decider
+from posterity.ppl.branching import Branch, Chain, Law, law, scripted, weigh
+from posterity.ppl.component import State
+from posterity.ppl.measure import Measure, measure
+from posterity.ppl.outcomes import outcomes
+from posterity.ppl.program import Program, as_program
+from posterity.ppl.script import Script
 
+__all__ = ["exact", "law_of", "outcomes"]
 
-class Outcome(NamedTuple):
-    """One way that a computation can go."""
-
-    probability: float
-    result: Any
-
-
-class _Branch(NamedTuple):
-    """A draw met on the way, and what it has yet to be; the last option is the one taken."""
-
-    name: str
-    options: list[tuple[float, Any]]  # log probability (nats) and value
+LIMIT = 20_000_000
 
 
-def outcomes(run: Callable[[], Any]) -> Iterator[Outcome]:
-    """Every outcome of `run()`, by the law of all its draws: the programs' choices and the algorithms' (ancestors, say).
+def exact(program: Program, *, limit: int = LIMIT) -> Measure:
+    """The exact unnormalised measure of a finite program: every value with its weight, and the evidence.
 
-    `run` is called once an outcome, without compilation; outcomes of probability zero are left out. Probabilities are as
-    exact as the precision: use float64 (`jax.enable_x64()`).
+    All choices must have finite support. Steps are enumerated one by one, and particles with the same future are merged:
+    a hidden Markov model with S states costs S^2 a step. In 64-bit arithmetic, whatever the caller's precision.
+
+    Args:
+      program: what to enumerate; its value is what merging keeps apart at the end (a program that returns its whole path
+        has as many values as paths).
+      limit: the largest number of branches of one step.
 
     Raises:
-      ValueError: when a draw has no finite support, or differs between two runs that drew the same before it.
+      ValueError: when a step has more than `limit` branches (the message says how many, and of which choices), when a
+        choice has no finite support, or a potential is NaN or +inf.
 
-    >>> import numpyro.distributions as dist, posterity as po
-    >>> [round(o.probability, 6) for o in outcomes(lambda: po.sample("a", dist.Bernoulli(0.5)) + po.sample("b", dist.Bernoulli(0.5)))]
-    [0.25, 0.25, 0.25, 0.25]
+    >>> import jax.numpy as jnp, numpyro.distributions as dist, posterity as po
+    >>> @po.program
+    ... def sprinkler():
+    ...     rain = po.sample("rain", dist.Bernoulli(0.2))
+    ...     sprinkler = po.sample("sprinkler", dist.Bernoulli(jnp.where(rain, 0.01, 0.4)))
+    ...     po.observe("wet", dist.Bernoulli(jnp.array([[0.0, 0.9], [0.8, 0.99]])[rain, sprinkler]), 1)
+    ...     return rain
+    >>> round(po.exact(sprinkler()).expect(), 6)
+    0.357688
     """
-    path: list[_Branch] = []
-    while True:
-        with jax.disable_jit(), _Follow(path):
-            result = run()
-        yield Outcome(math.exp(math.fsum(branch.options[-1][0] for branch in path)), result)
-        while path and len(path[-1].options) == 1:
-            path.pop()
-        if not path:
-            return
-        path[-1].options.pop()
+    return moved(program, None, limit=limit)
 
 
-class _Follow(Decider):
-    """Decides draws along `path`, and beyond its end takes one option of each new draw, adding a branch."""
-
-    def __init__(self, path: list[_Branch]):
-        super().__init__()
-        self.path, self.met = path, 0
-
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or msg["value"] is not None:
-            return
-        if self.met == len(self.path):
-            self.path.append(_Branch(msg["name"], _options(msg["name"], msg["fn"].expand_by(msg["kwargs"]["sample_shape"]))))
-        branch = self.path[self.met]
-        if branch.name != msg["name"]:
-            raise ValueError(f"enumeration: after the same draws, one run went on with {branch.name!r} and another with {msg['name']!r}")
-        msg["value"] = branch.options[-1][1]
-        self.met += 1
+def moved(program: Program, kernel: Callable[[Array, Program, Any], Any] | None, *, limit: int = LIMIT) -> Measure:
+    """The exact measure of the program's value after `kernel(key, program, particles)` has moved its particle at the end."""
+    with jax.enable_x64():
+        (values, choices), log_weights, branches = law(_program_then(kernel), as_program(program), limit)
+    return measure(values, log_weights, branches, choices)
 
 
-def _options(name: str, law: dist.Distribution) -> list[tuple[float, Any]]:
-    """The values of positive probability, with their log probabilities; a batch of draws is one draw of their product."""
-    if not law.has_enumerate_support:
-        raise ValueError(f"enumeration: site {name!r} has no finite support: {type(law).__name__}")
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(law)):
-        raise ValueError(f"enumeration: site {name!r} is drawn in compiled code, where its branches cannot be followed")
-    support, size = np.asarray(law.enumerate_support()), math.prod(law.batch_shape)
-    rows = support.reshape(len(support), size, *law.event_shape)
-    choices = itertools.product(range(len(rows)), repeat=size)
-    values = [jnp.asarray(rows[list(choice), range(size)]).reshape(law.batch_shape + law.event_shape) for choice in choices]
-    options = [(float(jnp.sum(law.log_prob(value))), value) for value in values]
-    return [option for option in options if option[0] > -math.inf]
+def law_of(run: Callable[[Any, Array], Any], args: Any, *, limit: int = LIMIT) -> Law:
+    """The exact law of `run(args, key)`, code that draws through handlers (an inference, say), over all that it draws.
+
+    `run` is traced, not executed: it must be code that jit accepts. Its first loop (`effects.loop`) is followed turn by
+    turn, and what a turn leaves is merged.
+
+    Raises:
+      ValueError: as `exact`; also when anything depends on the key itself.
+    """
+    with jax.enable_x64():
+        return law(_chain_of(run), args, limit)
+
+
+def _begin(program: Program, _: None, key: Array, code: Array) -> Branch:
+    def init():
+        particles, log_potential = program.init(key, 1)
+        if any(isinstance(leaf, State) for leaf in jax.tree.leaves(particles, is_leaf=lambda x: isinstance(x, State))):
+            raise ValueError(f"{program}: its steps go through a batched component (a language model's text), which is not enumerated; use a tabular model")
+        return particles, log_potential[0], program.done(particles)[0]
+
+    return scripted(init, code)
+
+
+def _step(program: Program, particles: Any, key: Array, code: Array) -> Branch | None:
+    def step():
+        after, log_potential = program.step(key, particles)
+        return after, log_potential[0], program.done(after)[0]
+
+    return scripted(step, code) if program.length else None
+
+
+@functools.lru_cache(maxsize=256)
+def _program_then(kernel: Callable | None) -> Chain:
+    """A program as a chain that ends with its value, after the kernel if there is one."""
+
+    def final(program: Program, particles: Any, key: Array, code: Array) -> Branch:
+        def value():
+            end = particles if kernel is None else kernel(key, program, particles)
+            return (jax.tree.map(lambda x: x[0], program.value(end)), {}), jnp.zeros(()), jnp.ones((), bool)
+
+        return scripted(value, code)
+
+    return Chain(_begin, _step, final)
+
+
+class _Reached(Exception):
+    """Leaves a run at its loop."""
+
+
+@functools.lru_cache(maxsize=256)
+def _chain_of(run: Callable[[Any, Array], Any]) -> Chain:
+    """A run as a chain: up to its first loop, the loop's turns, and what follows. What came before the loop is replayed, by its code."""
+
+    def init(args, _, key, code):
+        def at_loop(going, body, state, limit):
+            reached.append((state, ~going(state)))
+            raise _Reached
+
+        reached: list = []
+        with Script(code, at_loop) as script:
+            _until_reached(run, args, key)
+        state, done = reached[0] if reached else (None, jnp.ones((), bool))
+        return Branch((code, state), script.log_prob, done, script.choices)
+
+    def step(args, before, key, code):
+        def at_loop(going, body, _, limit):
+            with Script(code) as script:
+                state = body(before[1])
+            turned.append(Branch((before[0], state), script.log_prob, ~going(state), script.choices))
+            raise _Reached
+
+        turned: list[Branch] = []
+        with Script(before[0], at_loop):
+            _until_reached(run, args, key)
+        return turned[0] if turned else None
+
+    def final(args, before, key, code):
+        def at_loop(going, body, _, limit):
+            script.restart(code)
+            return before[1]
+
+        with Script(before[0], at_loop) as script:
+            result = run(args, key)
+        looped = script.at_loop is None
+        return Branch(result, script.log_prob if looped else weigh(jnp.where(code == 0, 0.0, -jnp.inf), jnp.zeros(())), jnp.ones((), bool), script.choices if looped else [])
+
+    return Chain(init, step, final)
+
+
+def _until_reached(run: Callable, args: Any, key: Array) -> None:
+    try:
+        run(args, key)
+    except _Reached:
+        pass

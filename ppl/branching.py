@@ -1,0 +1,245 @@
+"""Enumeration of a chain: all branches of a step at once, then branches with the same future merged.
+
+A chain is a beginning, steps while not done, and an end; each may draw. Its law is carried as rows: states with log
+weights. One step turns m rows into m·K, K the number of its branches; rows that agree in all that the rest of the chain
+depends on become one, so that a hidden Markov model costs a forward recursion and not a tree.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.extend.core import jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from posterity.ppl.script import Script
+
+_BLOCK = 2**18  # branches evaluated in one call
+
+
+class Branch(NamedTuple):
+    """Where one branch of one row leads."""
+
+    state: Any  # a result, at the end
+    log_weight: Array  # its log probability and potentials, nats
+    done: Array  # bool []: no steps follow
+    choices: list[tuple[str, int]]  # the draws on the way: names and sizes of supports
+
+
+class Chain(NamedTuple):
+    """Functions of (args, state, key, code): `args`, a program say, is what all rows share; `code` says which branch.
+
+    The key is for code that asks for one; nothing may depend on it.
+    """
+
+    init: Callable[..., Branch]  # its state is None
+    step: Callable[..., Branch | None]  # None when there are no steps
+    final: Callable[..., Branch]
+
+
+class Rows(NamedTuple):
+    """A finite measure: leaves [m, ...] of states or results, log weights [m] (nats), and which are done [m]."""
+
+    leaves: list[np.ndarray]
+    log_weights: np.ndarray
+    done: np.ndarray
+
+    def where(self, chosen: np.ndarray) -> "Rows":
+        return Rows([x[chosen] for x in self.leaves], self.log_weights[chosen], self.done[chosen])
+
+
+class Law(NamedTuple):
+    """The law of a chain's result."""
+
+    values: Any  # distinct results, a pytree with leading axis m (NumPy)
+    log_weights: np.ndarray  # [m] nats, not normalised
+    branches: int  # how many were looked at
+
+
+def law(chain: Chain, args: Any, limit: int) -> Law:
+    """Runs the chain through all its branches.
+
+    Raises:
+      ValueError: when one step would have more than `limit` branches, a draw has no finite support, a potential is NaN
+        or +inf, or something depends on a random key: a draw was made that no handler saw.
+    """
+    shared, tree = jax.tree.flatten(jax.tree.map(_wide, args))
+    init, step, final = _stages(chain, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in shared))
+    rows = init.expand(shared, Rows([], np.zeros(1), np.zeros(1, bool)), limit, "the beginning")
+    branches, ended = init.size, []
+    for time in itertools.count(1):
+        ended.append(rows.where(rows.done))
+        rows = _merged(rows.where(~rows.done))
+        if step is None or not len(rows.done):
+            break
+        branches += len(rows.done) * step.size
+        rows = step.expand(shared, rows, limit, f"step {time}")
+    rows = _merged(_joined(ended))
+    branches += len(rows.done) * (final.size - 1)
+    rows = _merged(final.expand(shared, rows, limit, "the end"))
+    return Law(jax.tree.unflatten(final.tree, rows.leaves), rows.log_weights, branches)
+
+
+@functools.lru_cache(maxsize=64)
+def _stages(chain: Chain, tree: Any, shapes: tuple) -> tuple["_Stage", "_Stage | None", "_Stage"]:
+    """The chain's three functions, traced once for all arguments of these shapes."""
+    args = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes])
+    init = _Stage(chain.init, args, None)
+    step, final = _Stage(chain.step, args, init.out), _Stage(chain.final, args, init.out)
+    live = final.needs([True] * len(final.avals_out))[1]
+    while True:
+        more = [a or b for a, b in zip(live, step.needs(live)[1], strict=True)] if step.choices is not None else live
+        if more == live:
+            break
+        live = more
+    init.compile([], live)
+    step.compile(live, live)
+    final.compile(live, [True] * len(final.avals_out))
+    return init, step if step.choices is not None else None, final
+
+
+class _Stage:
+    """One function of a chain, traced; `compile` fixes which leaves of the rows are kept."""
+
+    def __init__(self, function: Callable[..., Branch | None], args: Any, state: Any):
+        def traced(args, state, key, code):
+            with jax.disable_jit():  # so that draws in code that is compiled apart are met here
+                branch = function(args, state, key, code)
+            self.choices = None if branch is None else branch.choices
+            return () if branch is None else (branch.state, branch.log_weight, branch.done)
+
+        inputs = (args, state, jax.eval_shape(lambda: jax.random.key(0)), jnp.zeros((), jnp.int64))
+        self.choices: list[tuple[str, int]] | None = None
+        self.jaxpr, shape = jax.make_jaxpr(traced, return_shape=True)(*inputs)
+        self.shared, self.width = len(jax.tree.leaves(args)), len(jax.tree.leaves(state))
+        if shape:
+            self.out, self.tree, self.avals_out = shape[0], jax.tree.structure(shape[0]), jax.tree.leaves(shape[0])
+            self.size = math.prod(size for _, size in self.choices or [])
+
+    def needs(self, live: list[bool]) -> tuple[bool, list[bool]]:
+        """Whether the weight, `done` and the `live` leaves of the outcome depend on the key, and on which leaves of the state."""
+        used = dce_jaxpr(self.jaxpr.jaxpr, [*live, True, True])[1]
+        return used[-2], used[self.shared : self.shared + self.width]
+
+    def compile(self, live_in: list[bool], live_out: list[bool]) -> None:
+        if self.choices is None:
+            return
+        if self.needs(live_out)[0]:
+            raise ValueError("enumeration: something is drawn from a random key directly; draw it by po.sample or ppl.effects.draw, where a handler can see it")
+        function, (*avals, key) = jaxpr_as_fun(self.jaxpr), self.jaxpr.in_avals[self.shared : -1]
+        blanks = [None if live else _blank(aval) for aval, live in zip(avals, live_in or [False] * len(avals), strict=True)]
+
+        def branch(shared, leaves, before, code):
+            rest = iter(leaves)
+            state = [next(rest) if blank is None else blank for blank in blanks]
+            *out, log_weight, done = function(*shared, *state, _blank(key), code)
+            return list(itertools.compress(out, live_out)), before + log_weight, done
+
+        self.run = jax.jit(jax.vmap(jax.vmap(branch, (None, None, None, 0)), (None, 0, 0, None)))
+
+    def expand(self, shared: list, rows: Rows, limit: int, where: str) -> Rows:
+        """All branches of positive weight of every row."""
+        m = len(rows.done)
+        if m * self.size > limit:
+            sizes = ", ".join(f"{name!r} {size}" for name, size in self.choices or [])
+            raise ValueError(
+                f"enumeration: {where} has {m * self.size:.4g} branches, {m:,} states times the sizes of the supports ({sizes}); the limit is {limit:,}"
+            )
+        return _joined([self._block(shared, block, codes) for block in _blocks(rows, max(1, _BLOCK // self.size)) for codes in _codes(self.size)])
+
+    def _block(self, shared: list, rows: Rows, codes: np.ndarray) -> Rows:
+        m = len(rows.done)
+        padding = (8 ** math.ceil(round(math.log(m, 8), 9)) if m < _BLOCK // self.size else m) - m  # few shapes: few compilations
+        leaves, before = [np.concatenate([x, np.repeat(x[:1], padding, 0)]) for x in rows.leaves], np.pad(rows.log_weights, (0, padding))
+        out, log_weights, done = jax.device_get(self.run(shared, leaves, before, codes))
+        out, log_weights, done = [x[:m] for x in out], log_weights[:m], done[:m]
+        if np.any(np.isnan(log_weights) | np.isposinf(log_weights)):
+            raise ValueError("enumeration: a log potential is NaN or +inf (each must be finite or -inf), or the probabilities of a choice do not sum to one")
+        alive = log_weights > -np.inf
+        return Rows([x[alive] for x in out], log_weights[alive], done[alive])
+
+
+def scripted(function: Callable[[], tuple[Any, Array, Array]], code: Array) -> Branch:
+    """The branch `code` of a function that draws, and gives a state, a log potential and whether that is the end."""
+    with Script(code) as script:
+        state, log_potential, done = function()
+    return Branch(state, weigh(script.log_prob, log_potential), done, script.choices)
+
+
+def weigh(log_prob: Array, log_potential: Array) -> Array:
+    """Their sum; what stands on branches of probability zero may be anything."""
+    return jnp.where(jnp.isneginf(log_prob), -jnp.inf, log_prob + log_potential)
+
+
+def _blocks(rows: Rows, size: int) -> Iterator[Rows]:
+    return (rows.where(np.arange(i, min(i + size, len(rows.done)))) for i in range(0, len(rows.done), size))
+
+
+def _codes(size: int) -> Iterator[np.ndarray]:
+    """All codes in arrays of one length; codes beyond the last have probability zero."""
+    length = min(size, _BLOCK)
+    return (np.arange(i, i + length) for i in range(0, size, length))
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    return Rows([np.concatenate(xs) for xs in zip(*(part.leaves for part in parts), strict=True)], *(np.concatenate([part[i] for part in parts]) for i in (1, 2)))
+
+
+def _merged(rows: Rows) -> Rows:
+    """Equal rows as one, with the sum of their weights."""
+    if len(rows.done) < 2:
+        return rows
+    first, group = groups(rows.leaves, len(rows.done))
+    largest = np.full(len(first), -np.inf)
+    np.maximum.at(largest, group, rows.log_weights)
+    total = np.bincount(group, weights=np.exp(rows.log_weights - largest[group]), minlength=len(first))
+    return Rows([x[first] for x in rows.leaves], largest + np.log(total), rows.done[first])
+
+
+def groups(leaves: list[np.ndarray], m: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each kind, and each row's kind [m]."""
+    columns = [_words(x.reshape(m, -1)) for x in leaves if x.size]
+    words = np.concatenate(columns, axis=1) if columns else np.zeros((m, 1), np.uint64)
+    words = words[:, (words != words[0]).any(axis=0)]
+    if words.shape[1] < 2:
+        _, first, group = np.unique(words[:, 0] if words.size else np.zeros(m), return_index=True, return_inverse=True)
+        return first, group
+    hashes = _hash(words)
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    if not np.array_equal(words[first][group], words):  # two kinds with one hash: slowly then
+        _, first, group = np.unique(words, axis=0, return_index=True, return_inverse=True)
+    return first, group.reshape(-1)
+
+
+def _words(x: np.ndarray) -> np.ndarray:
+    """Numbers as 64-bit words, equal where the numbers are (0 and -0 are)."""
+    if np.issubdtype(x.dtype, np.floating):
+        return (x.astype(np.float64) + 0.0).view(np.uint64)
+    return x.astype(np.int64).view(np.uint64)
+
+
+def _hash(words: np.ndarray) -> np.ndarray:
+    """One word for each row [m, w] of words: the sum of the mixed words (the mixer of SplitMix64)."""
+    x = words + np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (x ^ (x >> np.uint64(31))).sum(axis=1, dtype=np.uint64)
+
+
+def _wide(leaf: Any) -> Any:
+    """In 64 bits: results are as exact as the numbers that went in."""
+    wider = {np.dtype(np.float32): np.float64, np.dtype(np.int32): np.int64}.get(getattr(leaf, "dtype", None))
+    return leaf if wider is None else jnp.asarray(leaf, wider)
+
+
+def _blank(aval: Any) -> Array:
+    """Anything, in the place of a leaf that nothing depends on."""
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), aval.shape)
+    return jnp.zeros(aval.shape, aval.dtype)
