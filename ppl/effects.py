@@ -143,8 +143,9 @@ def loop(going: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, 
 
 
 def in_model() -> bool:
-    """Whether handlers interpret what happens here as part of a model. Deciders do not: they see any code's draws."""
-    return not all(isinstance(handler, Decider) for handler in _PYRO_STACK)
+    """Whether handlers interpret what happens here as part of a model. Deciders do not (they see any code's draws), nor do those outside an inference."""
+    here = itertools.takewhile(lambda handler: not isinstance(handler, isolated), reversed(_PYRO_STACK))
+    return not all(isinstance(handler, Decider) for handler in here)
 
 
 class isolated(Messenger):  # noqa: N801 - a handler, named as NumPyro names its own
