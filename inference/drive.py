@@ -15,7 +15,7 @@ from rich.progress import Progress, TextColumn
 from posterity.ppl.effects import isolated, loop
 from posterity.ppl.population import Population, normalise
 from posterity.ppl.posterior import Posterior
-from posterity.ppl.program import Definition, Program, is_program
+from posterity.ppl.program import Definition, Program, choices_of, is_program
 
 
 class Info(NamedTuple):
@@ -107,7 +107,7 @@ def _advance(run: Run, program: Program, step: Callable) -> Run:
 def _finish(run: Run, program: Program) -> Posterior:
     population, record = run.population, run.record
     with isolated():
-        values = program.value(population.particles)
+        values, choices = program.value(population.particles), choices_of(program, population.particles)
     log_evidence = population.log_evidence + jax.scipy.special.logsumexp(population.log_weights)
     valid = population.invalid == 0
     return Posterior(
@@ -120,6 +120,7 @@ def _finish(run: Run, program: Program) -> Posterior:
         ess_history=record.ess,
         resampled=record.resampled,
         ancestors=record.ancestors,
+        choices=choices,
     )
 
 

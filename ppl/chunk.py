@@ -9,7 +9,7 @@ from flax import struct
 from jax import Array
 
 from posterity.ppl.effects import loop, particle_map
-from posterity.ppl.program import Program
+from posterity.ppl.program import Program, choices_of
 from posterity.ppl.transform import Transformed, active, bound, times
 
 
@@ -46,6 +46,9 @@ class Chunked(Transformed):
 
     def value(self, particles: Any) -> Any:
         return self.inner.value(particles)
+
+    def choices(self, particles: Any) -> dict[str, Any]:
+        return choices_of(self.inner, particles)
 
 
 def chunk(program: Program, until: Callable[[Any], Array]) -> Chunked:

@@ -59,6 +59,20 @@ class Program(Protocol):
         ...
 
 
+@runtime_checkable
+class Named(Protocol):
+    """A program that can say what its initial law chose: a capability, which a program need not have."""
+
+    def choices(self, particles: Any) -> dict[str, Any]:
+        """The choices of the initial law by name, each a pytree with leading axis n."""
+        ...
+
+
+def choices_of(program: Program, particles: Any) -> dict[str, Any]:
+    """The named choices of the initial law, if the program is `Named`; else none."""
+    return program.choices(particles) if isinstance(program, Named) else {}
+
+
 def is_program(x: object) -> bool:
     """Whether x meets the protocol. Nothing of x runs (before Python 3.12, `isinstance` would evaluate `length`)."""
     return all(inspect.getattr_static(x, name, None) is not None for name in ("length", "init", "step", "select", "done", "value"))
@@ -173,6 +187,9 @@ class FunctionProgram:
 
     def done(self, particles: Particles) -> Array:
         return particles.ended
+
+    def choices(self, particles: Particles) -> dict[str, Any]:
+        return particles.choices
 
     def value(self, particles: Particles) -> Any:
         def finish(_, choices, leaves):

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,8 @@ class Weighted:
 
     def __len__(self) -> int:
         return self.log_weights.shape[0]
+
+    __iter__: ClassVar[Any] = None  # names are looked up, positions are not: no iteration by 0, 1, ..
 
     def __getitem__(self, name: str) -> Self:
         """The marginal of a named part: an entry (or field) of the values, else a choice of the program's initial law.

@@ -8,7 +8,7 @@ from flax import struct
 from jax import Array
 
 from posterity.ppl.effects import loop
-from posterity.ppl.program import Definition, Program, is_program
+from posterity.ppl.program import Definition, Program, choices_of, is_program
 
 
 @struct.dataclass
@@ -33,6 +33,9 @@ class Transformed:
 
     def value(self, particles: Any) -> Any:
         return self.inner.value(particles.now)
+
+    def choices(self, particles: Any) -> dict[str, Any]:
+        return choices_of(self.inner, particles.now)
 
 
 def bound(name: str, program: Any) -> Program:

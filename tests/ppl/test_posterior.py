@@ -1,6 +1,7 @@
 """What a posterior answers, against plain sums over its weighted values; and whether its errors are honest."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -204,3 +205,66 @@ def test_errors_of_smc_are_honest(kind):
     above = 0.5 * math.erfc((0.5 - mean[-1]) / math.sqrt(2 * covariance[-1, -1]))
     question, truth = (lambda p: p.estimate(lambda x: x), mean[-1]) if kind == "estimate" else (lambda p: p.answers(lambda x: bool(x > 0.5))[True], above)
     assert HONEST[0] < coverage(references.walk(jnp.asarray(references.YS)), po.smc, question, truth, n=500) < HONEST[1]
+
+
+@po.program
+def regression(xs, ys):
+    """A line through the origin whose result is a dict; the noise is chosen before the scan and not returned."""
+    slope = po.sample("slope", dist.Normal(0.0, 1.0))
+    noise = po.sample("noise", dist.Uniform(0.5, 1.0))
+
+    def step(last, xy):
+        x, y = xy
+        po.observe("y", dist.Normal(slope * x, noise), y)
+        return po.sample("next", dist.Normal(slope * x, noise))
+
+    return {"slope twice": 2 * slope, "last": po.scan(step, 0.0, (xs, ys))}
+
+
+@pytest.fixture(scope="module")
+def line():
+    xs = jnp.array([1.0, 2.0, 3.0])
+    return po.smc(jax.random.key(0), regression(xs, 0.5 * xs), n=300)
+
+
+def test_a_part_of_the_result_is_asked_for_by_its_name(posterior):
+    x = posterior["x"]
+    assert isinstance(x, po.Posterior)
+    assert float(x.quantile(0.5)) == 0.5
+    assert float(x.expect()) == pytest.approx(float(posterior.expect(lambda v: v["x"])))
+    assert tuple(x.estimate()) == tuple(posterior.estimate(lambda v: v["x"]))
+    assert posterior["path"].answers() == posterior.answers(lambda v: tuple(v["path"].tolist()))
+
+
+def test_a_choice_of_the_initial_law_is_asked_for_by_its_name_though_it_was_not_returned(line):
+    assert float(line["slope"].expect()) == pytest.approx(float(line["slope twice"].expect()) / 2, rel=1e-5)
+    assert 0.5 < float(line["noise"].expect()) < 1
+    assert line["noise"].estimate().error > 0
+    assert po.chunk(walk_of(3), until=lambda x: x > 0).choices(walk_of(3).init(jax.random.key(0), 2)[0])["x0"].shape == (2,)
+
+
+def walk_of(steps):
+    return po.program(lambda: po.scan(lambda x, _: po.sample("x", dist.Normal(x, 1.0)), po.sample("x0", dist.Normal(0.0, 1.0)), length=steps))()
+
+
+def test_fields_are_named_parts_too():
+    class Point(NamedTuple):
+        x: list
+        y: list
+
+    assert list(posterior_of(Point([1, 2], [3, 4]), [0.2, 0.8])["y"].answers()) == [4, 3]
+
+
+def test_an_unknown_name_is_met_with_the_known_ones(line):
+    with pytest.raises(KeyError, match=r"nothing here is called 'y'; there is 'noise', 'slope', 'last', 'slope twice'\..* kept only if returned"):
+        line["y"]
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(line)
+
+
+def test_the_push_forward_keeps_the_weights_and_their_errors(posterior):
+    total = po.query(posterior, lambda v: v["path"].sum())
+    assert isinstance(total, po.Posterior)
+    assert total.answers() == posterior.answers(lambda v: int(v["path"].sum()))
+    assert float(total.log_evidence) == float(posterior.log_evidence)
+    assert float(po.query(posterior, lambda v: {"square": v["x"] ** 2})["square"].expect()) == pytest.approx(float(posterior.expect(lambda v: v["x"] ** 2)))
