@@ -9,14 +9,18 @@ if TYPE_CHECKING:
     from posterity.models.lm.load import load
     from posterity.ppl import check
     from posterity.ppl.chunk import chunk
+    from posterity.ppl.delay import delay
     from posterity.ppl.effects import factor, observe, sample, scan
     from posterity.ppl.exact import exact
     from posterity.ppl.measure import Measure
+    from posterity.ppl.mixture import mixture
     from posterity.ppl.population import Population
     from posterity.ppl.posterior import Posterior
     from posterity.ppl.program import Program, program
     from posterity.ppl.queries import Weighted, query
     from posterity.ppl.recorded import recorded
+    from posterity.ppl.temper import temper
+    from posterity.ppl.twist import lookahead, twist
 
 __version__ = "0.1.0"
 
@@ -28,10 +32,13 @@ __all__ = [
     "Weighted",
     "check",
     "chunk",
+    "delay",
     "exact",
     "factor",
     "importance",
     "load",
+    "lookahead",
+    "mixture",
     "observe",
     "program",
     "query",
@@ -39,6 +46,8 @@ __all__ = [
     "sample",
     "scan",
     "smc",
+    "temper",
+    "twist",
 ]
 
 # Names are imported when they are first used (PEP 562): importing JAX takes seconds, and `posterity --help` needs none of it.
@@ -47,14 +56,18 @@ _HOMES = {
     "inference.smc.smc": ["smc"],
     "models.lm.load": ["load"],
     "ppl.chunk": ["chunk"],
+    "ppl.delay": ["delay"],
     "ppl.effects": ["factor", "observe", "sample", "scan"],
     "ppl.exact": ["exact"],
     "ppl.measure": ["Measure"],
+    "ppl.mixture": ["mixture"],
     "ppl.population": ["Population"],
     "ppl.posterior": ["Posterior"],
     "ppl.program": ["Program", "program"],
     "ppl.queries": ["Weighted", "query"],
     "ppl.recorded": ["recorded"],
+    "ppl.temper": ["temper"],
+    "ppl.twist": ["lookahead", "twist"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {"check": "ppl.check"}

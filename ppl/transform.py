@@ -1,5 +1,6 @@
 """What transformations of programs share: programs made of a program."""
 
+import operator
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from flax import struct
 from jax import Array
 
 from posterity.ppl.effects import loop
-from posterity.ppl.program import Definition, Program, choices_of, is_program
+from posterity.ppl.program import Program, as_program, choices_of
 
 
 @struct.dataclass
@@ -39,15 +40,25 @@ class Transformed:
 
 
 def bound(name: str, program: Any) -> Program:
-    """The program that the transformation `name` was given; a definition without arguments is bound.
+    """The program that the transformation `name` was given, as `as_program` has it.
 
     Raises:
-      TypeError: when it is no program.
+      TypeError: when it is none.
     """
-    program = program.bind() if isinstance(program, Definition) else program
-    if not is_program(program):
-        raise TypeError(f"{name}: program must be a Program (a function decorated with @po.program, called with its arguments), got {type(program).__name__}")
-    return program
+    try:
+        return as_program(program)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+
+
+def whole(transformation: str, name: str, number: int) -> int:
+    """A whole number, at least 1."""
+    try:
+        if operator.index(number) >= 1:
+            return operator.index(number)
+    except TypeError:
+        pass
+    raise ValueError(f"{transformation}: {name} must be a whole number, 1 or more, got {number!r}")
 
 
 def active(program: Any, particles: Any, where: Array | None) -> Array:
