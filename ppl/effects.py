@@ -45,11 +45,19 @@ class Scan(NamedTuple):
 def sample(name: str, distribution: dist.Distribution, **options: Any) -> Any:
     """A random choice called `name` from a NumPyro distribution; `options` are those of `numpyro.sample`.
 
+    Raises:
+      RuntimeError: outside a program, where nothing says with which key to draw.
+
     >>> import numpyro.distributions as dist, posterity as po
     >>> @po.program
     ... def coin():
     ...     return po.sample("heads", dist.Bernoulli(0.5))
     """
+    if not _PYRO_STACK and options.get("obs") is None and options.get("rng_key") is None:
+        raise RuntimeError(
+            f"sample({name!r}) stands outside any program: write it in a function decorated with @po.program and give that, called with its arguments, "
+            "to an inference such as po.smc; or run the function under numpyro.handlers.seed"
+        )
     return numpyro.sample(name, distribution, **options)
 
 
@@ -61,7 +69,7 @@ def observe(name: str, distribution: dist.Distribution, value: Any) -> Any:
 
 
 def factor(name: str, log_potential: Any) -> None:
-    """Multiply the particle's weight by exp(log_potential) (nats; -inf forbids, NaN and +inf are errors)."""
+    """Multiply the particle's weight by exp(log_potential) (nats; -inf forbids, NaN and +inf are errors); an array counts by its sum."""
     numpyro.factor(name, log_potential)
 
 

@@ -20,6 +20,7 @@ from numpyro import handlers
 
 from posterity.ppl import component
 from posterity.ppl.effects import AtScan, Scan, in_model, isolated, particle_map
+from posterity.ppl.errors import Located, check_carry, log_density
 
 
 @runtime_checkable
@@ -96,15 +97,23 @@ class FunctionProgram:
         self.function, self.tree, self.leaves, self.dynamic = function, tree, leaves, dynamic
 
     def __call__(self) -> Any:
-        args, options = jax.tree.unflatten(self.tree, self.leaves)
+        args, options = self.arguments
         return self.function(*args, **options)
 
     def __repr__(self) -> str:
         return f"<program {self.name}>"
 
     @property
+    def arguments(self) -> tuple[tuple, dict]:
+        """What the function is called with."""
+        return jax.tree.unflatten(self.tree, self.leaves)
+
+    @property
     def name(self) -> str:
-        return getattr(self.function, "__name__", type(self.function).__name__)
+        """The function's; for a program over programs theirs too, as in `adapt(walk)`."""
+        own = getattr(self.function, "__name__", type(self.function).__name__)
+        inner = [x.name for x in jax.tree.leaves(self.arguments, is_leaf=lambda x: isinstance(x, FunctionProgram)) if isinstance(x, FunctionProgram)]
+        return f"{own}({', '.join(inner)})" if inner else own
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
@@ -159,7 +168,7 @@ class FunctionProgram:
                 x = None if scan.xs is None else jax.tree.map(lambda x: jnp.asarray(x)[time], scan.xs)
                 with handlers.trace() as step_sites:
                     after = scan.step(before, x)
-                _check_carry(self.name, before, after)
+                check_carry(self.name, before, after)
                 ended = scan.ended(after) | (time + 1 >= scan.length)
                 moved.append((component.arrays(after), ended, _log_potential(step_sites), sources, set(sites)))
                 return after
@@ -205,23 +214,21 @@ class FunctionProgram:
 
     def _execute(self, key: Array, choices: dict[str, Any], at_scan: Callable[[Scan, dict], Any]) -> tuple[dict, Any]:
         """Runs the function with the given choices and fresh ones otherwise; `at_scan(scan, sites so far)` stands in for its scan."""
-        calls = []
+        located = Located(self.name)
 
         def once(scan: Scan):
-            calls.append(scan)
-            if len(calls) > 1:
+            if located.part != "initial law":
                 raise ValueError(f"{self.name}: a program has one scan; write a nested loop as a single scan, or unroll it inside the step")
-            return at_scan(scan, sites)
+            located.part = "step"
+            carry = at_scan(scan, sites)
+            located.part = "end"
+            return carry
 
-        with isolated(), handlers.trace() as sites, handlers.seed(rng_seed=key), handlers.substitute(data=choices), AtScan(once):
+        with isolated(), handlers.trace() as sites, handlers.seed(rng_seed=key), handlers.substitute(data=choices), located, AtScan(once):
             try:
                 return sites, self()
             except _Reached:
                 return sites, None
-            except AssertionError as error:
-                if "unique names" not in str(error):
-                    raise
-                raise ValueError(f"{self.name}: {error}; sites before the scan, in its step and after it need different names") from error
 
     # -- a pytree: arrays and floats are leaves, everything else is static -----------------------------------------------
 
@@ -330,22 +337,4 @@ def _subsamples(site: dict) -> bool:
 
 def _log_potential(sites: dict) -> Array:
     """The summed log density of the observed sites (factors are observed sites), nats."""
-    total = jnp.zeros(())
-    for site in sites.values():
-        if site["type"] == "sample" and site["is_observed"]:
-            given = (site["value"], site["intermediates"]) if site["intermediates"] else (site["value"],)
-            log_prob = jnp.sum(site["fn"].log_prob(*given))
-            total = total + (log_prob if site["scale"] is None else site["scale"] * log_prob)
-    return total
-
-
-def _check_carry(name: str, before: Any, after: Any) -> None:
-    old, old_tree = jax.tree.flatten(before, is_leaf=component.is_component)
-    new, new_tree = jax.tree.flatten(after, is_leaf=component.is_component)
-    if old_tree != new_tree:
-        raise TypeError(f"{name}: the step must return a carry of the structure it was given: {old_tree}, not {new_tree}")
-    for i, (a, b) in enumerate(zip(old, new, strict=True)):
-        kinds = [type(x).__name__ if component.is_component(x) else f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in (a, b)]
-        if kinds[0] != kinds[1]:
-            raise TypeError(f"{name}: leaf {i} of the carry was {kinds[0]} and came out of the step as {kinds[1]}")
-    component.check_places(name, old, new)
+    return sum((log_density(site) for site in sites.values() if site["type"] == "sample" and site["is_observed"]), jnp.zeros(()))
