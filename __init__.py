@@ -4,8 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from posterity.inference.mcmc.pmmh import pmmh
+    from posterity.inference.smc.conditional import conditional_smc
     from posterity.inference.smc.importance import importance
+    from posterity.inference.smc.nested import nested
+    from posterity.inference.smc.resample_move import resample_move
     from posterity.inference.smc.smc import smc
+    from posterity.inference.smc.smc2 import smc2
     from posterity.models.lm.load import load
     from posterity.ppl import check
     from posterity.ppl.chunk import chunk
@@ -32,28 +37,38 @@ __all__ = [
     "Weighted",
     "check",
     "chunk",
+    "conditional_smc",
     "delay",
     "exact",
     "factor",
     "importance",
     "load",
+    "nested",
     "lookahead",
     "mixture",
     "observe",
+    "pmmh",
     "program",
     "query",
     "recorded",
+    "resample_move",
     "sample",
     "scan",
     "smc",
+    "smc2",
     "temper",
     "twist",
 ]
 
 # Names are imported when they are first used (PEP 562): importing JAX takes seconds, and `posterity --help` needs none of it.
 _HOMES = {
+    "inference.mcmc.pmmh": ["pmmh"],
+    "inference.smc.conditional": ["conditional_smc"],
     "inference.smc.importance": ["importance"],
+    "inference.smc.nested": ["nested"],
+    "inference.smc.resample_move": ["resample_move"],
     "inference.smc.smc": ["smc"],
+    "inference.smc.smc2": ["smc2"],
     "models.lm.load": ["load"],
     "ppl.chunk": ["chunk"],
     "ppl.delay": ["delay"],

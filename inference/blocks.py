@@ -10,9 +10,8 @@ it, which together mean the same again. So every composition of them is properly
     smc2          = resample-move (parameters >>= collapse . smc)
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,20 @@ from posterity.ppl.effects import cond, draw, loop
 from posterity.ppl.population import Population, effective_sample_size
 from posterity.ppl.program import Program
 
-Kernel = Callable[[Array, Program, Any], tuple[Any, Array]]  # (key, program, particles) -> particles, which of them moved [n]
+
+class Moved(NamedTuple):
+    """What a move did."""
+
+    accepted: Array  # [n] bool
+    invalid: Array  # [n] bool: a proposal had a potential that was NaN or +inf; it is not taken
+
+
+class Kernel(Protocol):
+    """Moves every particle on its own; leaves invariant the law, weighed by all potentials so far, of particles that ran for `time` steps."""
+
+    def __call__(self, key: Array, program: Any, particles: Any, *, time: Array | int | None = None) -> tuple[Any, Moved]:
+        """The particles moved; `time` None means to the end."""
+        ...
 
 
 def spawn(key: Array, program: Program, n: int) -> Population:
@@ -39,6 +51,18 @@ def spawn(key: Array, program: Program, n: int) -> Population:
 def advance(key: Array, program: Program, population: Population) -> Population:
     """One step of every particle, with its potential multiplied in."""
     return weigh(population, *program.step(key, population.particles))
+
+
+def run(key: Array, program: Program, particles: Any, steps: Array | int) -> Any:
+    """The particles after `steps` more steps (no more than the program has), without their weights."""
+    if program.length == 0:
+        return particles
+
+    def again(state):
+        time, particles = state
+        return time + 1, program.step(jax.random.fold_in(key, time), particles)[0]
+
+    return loop(lambda state: state[0] < steps, again, (jnp.zeros((), jnp.int32), particles), limit=program.length)[1]
 
 
 def weigh(population: Population, particles: Any, log_potential: Array) -> Population:
@@ -78,15 +102,20 @@ def resample_below(
     return population, Info(ess, degenerate, ancestors)
 
 
-def move(key: Array, program: Program, population: Population, kernel: Kernel, times: int = 1) -> Population:
-    """Every particle moved `times` times by a kernel that leaves invariant what its particles have been weighed for so far; weights stay."""
+def move(key: Array, program: Program, population: Population, kernel: Kernel, time: Array | int, times: int = 1) -> Population:
+    """Every particle, run for `time` steps so far, moved `times` times by the kernel; weights stay.
+
+    How often must not depend on the particles: moving only those that were just resampled by `resample_below` would bias the result.
+    """
 
     def once(state):
-        time, particles = state
-        return time + 1, kernel(jax.random.fold_in(key, time), program, particles)[0]
+        count, particles, invalid = state
+        particles, moved = kernel(jax.random.fold_in(key, count), program, particles, time=time)
+        return count + 1, particles, invalid + jnp.sum(moved.invalid, dtype=jnp.int32)
 
-    start = (jnp.zeros((), jnp.int32), population.particles)
-    return replace(population, particles=loop(lambda state: state[0] < times, once, start, limit=times)[1])
+    start = (jnp.zeros((), jnp.int32), population.particles, population.invalid)
+    _, particles, invalid = loop(lambda state: state[0] < times, once, start, limit=times)
+    return replace(population, particles=particles, invalid=invalid)
 
 
 def evidence(population: Population) -> Array:
@@ -97,7 +126,7 @@ def evidence(population: Population) -> Array:
 def collapse(key: Array, population: Population) -> Array:
     """The index [] of one particle drawn by its weight: delta(x_index) with weight exp(evidence) means what the population means."""
     alive = jnp.any(population.log_weights > -jnp.inf)
-    return draw(key, "collapsed", dist.Categorical(logits=jnp.where(alive, population.log_weights, 0.0)))
+    return draw(key, "collapsed", dist.CategoricalLogits(jnp.where(alive, population.log_weights, 0.0), validate_args=False))
 
 
 def _keep(population: Population) -> tuple[Population, Array]:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,10 @@ class Run(NamedTuple):
     record: Info  # of all steps, [length, ...]; without ancestors when no history is kept
 
 
-def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, *, history: bool, progress: bool) -> Posterior:
+def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, *, history: bool, progress: bool, until_done: bool = True) -> Posterior:
     """`init`, then `step(key, program, population) -> (population, info)` until all particles are done, then the posterior.
 
+    With `until_done` False it makes all the program's steps: what is done now may be moved, and go on.
     `step` is a pytree (`jax.tree_util.Partial`): its options are traced, so that other values do not recompile.
     """
     if isinstance(program, Definition):
@@ -45,34 +46,33 @@ def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, 
     if not is_program(program):
         wanted = "a Program (a function decorated with @po.program, called with its arguments; inside another model, its .bind(...))"
         raise TypeError(f"program must be {wanted}, got {type(program).__name__}")
-    if not _is_key(key):
-        raise TypeError(f"key must be a single random key, as jax.random.key(0) makes, got {key!r}")
+    check_key(key)
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n must be at least 1 particle, got {n!r}")
-    options = (key, program, int(n), init, step, history)
+    options = (key, program, int(n), init, step, history, until_done)
     posterior = _stepwise(*options) if progress else _compiled(*options)
     _check(posterior, program)
     return posterior
 
 
-@functools.partial(jax.jit, static_argnames=("n", "init", "history"))
-def _compiled(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool) -> Posterior:
+@functools.partial(jax.jit, static_argnames=("n", "init", "history", "until_done"))
+def _compiled(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool, until_done: bool) -> Posterior:
     run = _begin(key, program, n, init, history)
     steps = run.record.ess.shape[0]
     if steps:
-        run = loop(lambda run: _going(run, program), lambda run: _advance(run, program, step), run, limit=steps)
+        run = loop(lambda run: _going(run, program, until_done), lambda run: _advance(run, program, step), run, limit=steps)
     return _finish(run, program)
 
 
-def _stepwise(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool) -> Posterior:
+def _stepwise(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool, until_done: bool) -> Posterior:
     begin = jax.jit(_begin, static_argnames=("n", "init", "history"))
-    going, advance, finish = jax.jit(_going), jax.jit(_advance, donate_argnames="run"), jax.jit(_finish)
+    going, advance, finish = jax.jit(_going, static_argnames="until_done"), jax.jit(_advance, donate_argnames="run"), jax.jit(_finish)
     with Progress(
         *Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"), console=Console(stderr=True), transient=True
     ) as bar:
         task = bar.add_task(repr(program), total=program.length)
         run = begin(key, program, n, init, history)
-        while going(run, program):
+        while going(run, program, until_done):
             run = advance(run, program, step)
             bar.update(task, completed=int(run.time))
     return finish(run, program)
@@ -88,11 +88,15 @@ def _begin(key: Array, program: Program, n: int, init: Callable, history: bool) 
         return Run(loop_key, jnp.zeros((), jnp.int32), population, record)
 
 
-def _going(run: Run, program: Program) -> Array:
-    """Until all particles are done. A run that can come to nothing (no weight left, or an invalid potential) stops where that is seen."""
+def _going(run: Run, program: Program, until_done: bool) -> Array:
+    """Until the last step, or all particles are done if that is enough.
+
+    A run that can come to nothing (no weight left, or an invalid potential) stops where that is seen.
+    """
     population = run.population
     fruitful = jnp.any(population.log_weights > -jnp.inf) & (population.invalid == 0)
-    return fruitful & (run.time < run.record.ess.shape[0]) & ~jnp.all(program.done(population.particles))
+    ended = jnp.all(program.done(population.particles)) if until_done else False
+    return fruitful & (run.time < run.record.ess.shape[0]) & ~jnp.asarray(ended)
 
 
 def _advance(run: Run, program: Program, step: Callable) -> Run:
@@ -122,6 +126,19 @@ def _finish(run: Run, program: Program) -> Posterior:
         ancestors=record.ancestors,
         choices=choices,
     )
+
+
+def check_key(key: object) -> None:
+    """Raises TypeError when `key` is no single random key."""
+    if not _is_key(key):
+        raise TypeError(f"key must be a single random key, as jax.random.key(0) makes, got {key!r}")
+
+
+def check_counts(**counts: tuple[Any, int]) -> None:
+    """Raises ValueError when a count (given, smallest allowed) is no whole number or too small."""
+    for name, (count, least) in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}")
 
 
 def _is_key(key: object) -> bool:

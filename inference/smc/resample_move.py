@@ -1,0 +1,114 @@
+"""Resample-move SMC (Gilks and Berzuini 2001): after resampling, MCMC moves make copies differ again."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from posterity.inference.blocks import Kernel, advance, move, resample_below, spawn
+from posterity.inference.drive import Info, check_counts, drive
+from posterity.inference.mcmc.metropolis import suffix_mh
+from posterity.inference.smc.resampling import Ancestors, Systematic, scheme
+from posterity.inference.smc.smc import share
+from posterity.ppl.population import Population
+from posterity.ppl.posterior import Posterior
+from posterity.ppl.program import Program
+from posterity.ppl.recorded import recorded
+
+
+def step(
+    key: Array,
+    program: Program,
+    population: Population,
+    *,
+    kernel: Kernel,
+    moves: int,
+    threshold: Array | float = 0.5,
+    resampling: type[Ancestors] = Systematic,
+) -> tuple[Population, Info]:
+    """One generation: resample when the effective sample size falls below `threshold * n`, move, advance."""
+    resample_key, move_key, advance_key = jax.random.split(key, 3)
+    population, info = resample_below(threshold, resample_key, program, population, resampling)
+    population = move(move_key, program, population, kernel, jnp.max(population.particles.time), moves)
+    return advance(advance_key, program, population), info
+
+
+def resample_move(
+    key: Array,
+    program: Program,
+    *,
+    n: int,
+    moves: int = 1,
+    resampling: str | type[Ancestors] = "systematic",
+    threshold: float = 0.5,
+    history: bool = True,
+    progress: bool = False,
+) -> Posterior:
+    """The posterior of a program by SMC whose particles are moved before every step, each over its whole past.
+
+    A move redraws the trajectory from a random position on and accepts or stays (`mcmc.metropolis.suffix_mh`), so that
+    resampled copies differ again and the past is not lost. Properly weighted, like `smc`, for every `n` and `moves`. Moves are made at
+    every step, resampled or not, and a program whose particles may end early is run to its last step: were either
+    decided by the particles, the result would be biased. A move costs as many steps as were made: the whole costs length^2.
+
+    Args:
+      key: a `jax.random.key`.
+      program: what to infer; its particles must be recordable (`recorded`).
+      n: the number of particles.
+      moves: how many moves before each step; with 0 this is `smc`.
+      resampling, threshold, history, progress: as in `smc`.
+
+    Raises:
+      TypeError: when `program` is no program, or its particles cannot be recorded.
+      ValueError: as `smc`; when moves is less than 0.
+
+    >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, posterity as po
+    >>> @po.program
+    ... def drift(ys):  # an unknown constant: resampling alone only ever loses values of it
+    ...     x = po.sample("x", dist.Normal(0.0, 1.0))
+    ...     def step(x, y):
+    ...         po.observe("y", dist.Normal(x, 0.5), y)
+    ...         return x
+    ...     return po.scan(step, x, ys)
+    >>> posterior = po.resample_move(jax.random.key(0), drift(jnp.ones(8)), n=500, moves=3)
+    >>> bool(abs(posterior.expect() - 32 / 33) < 0.05)
+    True
+    """
+    return rejuvenated(
+        key,
+        recorded(program),
+        jax.tree_util.Partial(suffix_mh),
+        n=n,
+        moves=moves,
+        resampling=resampling,
+        threshold=threshold,
+        history=history,
+        progress=progress,
+    )
+
+
+def rejuvenated(
+    key: Array,
+    program: Program,
+    kernel: jax.tree_util.Partial,
+    *,
+    n: int,
+    moves: int,
+    resampling: str | type[Ancestors],
+    threshold: float,
+    history: bool,
+    progress: bool,
+) -> Posterior:
+    """Resample-move by any kernel of the program's own particles, which count their `time`."""
+    check_counts(moves=(moves, 0))
+    options = {"kernel": kernel, "threshold": share(threshold)}
+    step = jax.tree_util.Partial(_step_with(scheme(resampling), moves), **options)
+    return drive(key, program, n, spawn, step, history=history, progress=progress, until_done=False)
+
+
+@functools.cache
+def _step_with(resampling: type[Ancestors], moves: int) -> Callable:
+    """One object for each scheme and number of moves: jit knows compiled code again by it."""
+    return functools.partial(step, resampling=resampling, moves=moves)
