@@ -1,0 +1,266 @@
+"""Rewriting a program from within, region by region: its initial law up to the scan, and the scan's step.
+
+A transformation of functions is a handler of the choices and potentials of one region. It runs inside the program that it
+makes, so that every interpreter (the batched program, NumPyro's kernels) sees only the result.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.primitives import _PYRO_STACK, Messenger
+
+from posterity.ppl.effects import SCAN, Atomic, Scan
+from posterity.ppl.errors import log_density
+from posterity.ppl.program import Definition, FunctionProgram
+from posterity.ppl.transform import bound
+
+
+class Region(NamedTuple):
+    """A part of a program that is rewritten as a whole."""
+
+    run: Callable[[], Any]  # runs it again from its start (and what follows it in the program, unless `Reached` leaves it)
+    args: tuple[tuple, dict]  # what the function that holds its sites was called with
+    before: frozenset[str]  # the names of the choices made in the region before
+
+
+class Rewriting(Messenger):
+    """Base of the transformations: meets the choices and potentials of one region; every step gets a new one of its own."""
+
+    kind = "choice"  # what the options name
+
+    def __init__(self, options: Any, region: Region):
+        super().__init__()
+        self.options, self.region = options, region
+        self.names = frozenset(options)
+        self.met, self.over = set(region.before), False
+        self.choices: dict[str, Any] = {}  # the values of this region's choices so far
+        self._name: str | None = None
+
+    def choice(self, msg: Any) -> None:
+        """Rewrites the message of a random choice."""
+
+    def potential(self, msg: Any) -> None:
+        """Rewrites the message of an observation or factor."""
+
+    def finish(self) -> None:
+        """What is to be done at the region's end."""
+
+    def scan(self, scan: Scan) -> Scan:
+        """The scan with its steps rewritten."""
+        return scan._replace(step=lambda carry, x: self.step(scan.step, carry, x))
+
+    def step(self, step: Callable, carry: Any, x: Any, options: Any = None) -> Any:
+        """One step, rewritten (with other options, if given)."""
+        region = Region(lambda: step(carry, x), ((carry, x), {}), frozenset(self.met))
+        with type(self)(self.options if options is None else options, region):
+            return step(carry, x)
+
+    def process_message(self, msg: Any) -> None:
+        self._name = None
+        if self.over:
+            return
+        if msg["type"] == SCAN:
+            self.over = True
+            self.finish()
+            msg["args"] = (self.scan(*msg["args"]),)
+        elif msg["type"] == "sample" and msg["is_observed"]:
+            self.potential(msg)
+        elif msg["type"] == "sample":
+            self.met.add(msg["name"])
+            self._name = msg["name"]  # handlers outside may rename it
+            self.choice(msg)
+        elif msg["type"] == "plate":
+            self._name = msg["name"]
+
+    def postprocess_message(self, msg: Any) -> None:
+        if self._name is not None:
+            self.choices[self._name] = msg["value"]
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None and not self.over:
+            self.finish()
+            unknown = sorted(self.names - self.met)
+            if unknown:
+                missing, there = (", ".join(map(repr, sorted(names))) for names in (unknown, self.met))
+                raise ValueError(f"{_name_of(type(self))}: the program has no {self.kind} named {missing}; its {self.kind}s are {there or 'none'}")
+        super().__exit__(kind, error, trace)
+
+
+@dataclasses.dataclass(frozen=True)
+class Over:
+    """The function of a transformed program: the program inside, under a handler of its regions."""
+
+    handler: type[Rewriting]
+
+    @property
+    def __name__(self) -> str:
+        return _name_of(self.handler)
+
+    def __call__(self, inner: FunctionProgram, options: Any) -> Any:
+        with self.handler(options, Region(inner, _called_with(inner), frozenset())):
+            return inner()
+
+
+def rewritten(handler: type[Rewriting], program: Any, options: Any) -> FunctionProgram:
+    """The program under a handler of its regions; arrays in the handler's options become leaves of it."""
+    return Definition(Over(handler)).bind(of_function(_name_of(handler), program), options)
+
+
+def of_function(name: str, program: Any) -> FunctionProgram:
+    """The program that transformation `name` was given, one made of a function.
+
+    Raises:
+      TypeError: when it is none.
+    """
+    program = bound(name, program)
+    if not isinstance(program, FunctionProgram):
+        raise TypeError(f"{name}: the program must be one that @po.program makes, got {program}; apply {name} before other transformations")
+    return program
+
+
+class Reached(Exception):
+    """Leaves a region at the scan, its argument."""
+
+
+class Given(Messenger):
+    """Runs a region apart from everything around it, its choices given, and adds up its potentials from the first of `names` on.
+
+    The choices called `names` take the atoms at `indices`, in the order in which they are met. With `at_scan` in the place of
+    the scan it goes on beyond the region: potentials then are those from the scan on, and choices are drawn idly.
+    """
+
+    def __init__(self, choices: dict[str, Any], names: frozenset[str], indices: Array | None, at_scan: Callable[[Scan], Any] | None):
+        super().__init__()
+        self.given, self.names, self.indices, self.at_scan = choices, names, indices, at_scan
+        self.beyond = False
+        self.sizes: list[int] = []  # of the supports met
+        self.laws: dict[str, Any] = {}  # of the choices after the first of `names`
+        self.log_prob, self.log_potential = jnp.zeros(()), jnp.zeros(())
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "param":
+            return
+        msg["stop"] = True
+        if msg["type"] == SCAN:
+            if self.at_scan is None:
+                raise Reached(*msg["args"])
+            msg["fn"], self.beyond, self.log_potential = self.at_scan, True, jnp.zeros(())
+        elif msg["type"] == "prng_key":
+            msg["value"] = jax.random.key(0)  # for an inference whose draw is given: idle
+        elif msg["type"] == "plate":
+            msg["value"] = self.given.get(msg["name"], msg["value"])
+        elif msg["type"] == "sample" and msg["is_observed"]:
+            self.log_potential = self.log_potential + (log_density(msg) if self.sizes else 0.0)
+        elif msg["type"] == "sample" and msg["name"] in self.names:
+            values, log_probs = atoms(msg)
+            index = 0 if self.indices is None else self.indices[len(self.sizes)]
+            self.sizes.append(len(log_probs))
+            self.log_prob = self.log_prob + log_probs[index]
+            msg["value"] = jax.tree.map(lambda x: x[index], values)
+        elif msg["type"] == "sample":
+            self._choice(msg)
+
+    def _choice(self, msg: Any) -> None:
+        name = msg["name"]
+        if self.sizes:
+            self.laws[name] = msg["fn"]
+        if self.beyond:
+            msg["kwargs"]["rng_key"] = jax.random.key(0)
+        elif name in self.given:
+            msg["value"] = self.given[name]
+        else:
+            named = ", ".join(map(repr, sorted(self.names)))
+            raise ValueError(f"adapt: {name!r} is drawn after the first of the choices to adapt, {named}; name it too, or draw it before")
+
+    def weight(self) -> Array:
+        """The density of the choices called `names` times the potentials, nats; what is impossible may have any potential."""
+        return jnp.where(jnp.isneginf(self.log_prob), -jnp.inf, self.log_prob + self.log_potential)
+
+
+def joint(
+    region: Region,
+    choices: dict[str, Any],
+    names: frozenset[str],
+    rest: Callable[[Given, Any], Any] = lambda given, result: None,
+    at_scan: Callable[[Scan], Any] | None = None,
+) -> Array:
+    """log p(v) + log potentials at all joint values v of the choices called `names`, [k1, k2, ..], in the order they are met.
+
+    All v at once, and only this is computed: the tokens of a vocabulary cost one number each. Checks that
+    `rest(given, result of the region)` does not depend on v.
+
+    Raises:
+      ValueError: by JAX, naming out_axes, when it does.
+    """
+
+    def at(indices: Array | None) -> tuple[Array, Any]:
+        given = Given(choices, names, indices, at_scan)
+        try:
+            with given:
+                result = region.run()
+        except Reached as reached:
+            (scan,) = reached.args
+            result = (scan.init, scan.xs)
+        sizes[:] = given.sizes
+        return given.weight(), rest(given, result)
+
+    sizes: list[int] = []
+    jax.eval_shape(lambda: at(None)[0])
+    grid = jnp.asarray(np.indices(sizes).reshape(len(sizes), -1).T)
+    return jax.vmap(at, out_axes=(0, None))(grid)[0].reshape(sizes)
+
+
+def atoms(msg: Any) -> tuple[Any, Array]:
+    """The values that a choice can take, leading axis k, and their log probabilities [k].
+
+    Raises:
+      ValueError: when it has no finite support, or is a batch of choices.
+    """
+    law, name = msg["fn"], msg["name"]
+    if isinstance(law, Atomic):
+        return law.atoms()
+    if not law.has_enumerate_support:
+        raise ValueError(f"{name!r} has no finite support: {type(law).__name__}")
+    if law.batch_shape or msg["kwargs"].get("sample_shape"):
+        raise ValueError(f"{name!r} is a batch of choices, {law.batch_shape}; write them as separate choices")
+    support = law.enumerate_support()
+    return support, law.log_prob(support)
+
+
+@contextlib.contextmanager
+def outside(handler: Messenger) -> Iterator[list[Messenger]]:
+    """What happens here is met only by the handlers around `handler`; yields those inside it."""
+    at = _PYRO_STACK.index(handler)
+    inside = _PYRO_STACK[at:]
+    del _PYRO_STACK[at:]
+    try:
+        yield inside[1:]
+    finally:
+        _PYRO_STACK[at:] = inside
+
+
+def chosen(transformation: str, names: tuple) -> tuple[str, ...]:
+    """The names of choices that a transformation was given.
+
+    Raises:
+      ValueError: when there are none, or they are no names.
+    """
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{transformation}: give the names of choices, got {names!r}")
+    return names
+
+
+def _called_with(program: FunctionProgram) -> tuple[tuple, dict]:
+    args, options = program.arguments
+    return _called_with(args[0]) if isinstance(program.function, Over) else (args, options)
+
+
+def _name_of(handler: type) -> str:
+    return handler.__name__.lower()
