@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python -m
 
-.PHONY: help demo test lint format types contracts notebooks wheel-check check constraints clean
+.PHONY: help demo test laws lint format types contracts notebooks wheel-check check constraints clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -15,6 +15,9 @@ demo: $(VENV)/.with-core  ## posteriors over the decodings of a language model, 
 
 test: $(VENV)/.with-test  ## every test
 	$(RUN) pytest --numprocesses=2 --dist=loadfile $(ARGS)
+
+laws: $(VENV)/.with-test  ## the proofs by exact enumeration, as a table: block, law, programs tried, largest error
+	$(RUN) pytest --numprocesses=2 --dist=loadfile --quiet tests/exact $(ARGS)
 
 lint: $(VENV)/.with-test  ## style and format, by ruff
 	$(RUN) ruff check .

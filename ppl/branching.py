@@ -21,6 +21,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from posterity.ppl.script import Script
 
 _BLOCK = 2**18  # branches evaluated in one call
+# An algorithm under check is much code for few branches: its compilation takes longest (4.7 s of CPU by default, 1.8 s so).
+_QUICK_TO_BUILD = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
 
 
 class Branch(NamedTuple):
@@ -41,6 +43,7 @@ class Chain(NamedTuple):
     init: Callable[..., Branch]  # its state is None
     step: Callable[..., Branch | None]  # None when there are no steps
     final: Callable[..., Branch]
+    quick: bool = False  # to be compiled quickly rather than to run fast
 
 
 class Rows(NamedTuple):
@@ -98,9 +101,10 @@ def _stages(chain: Chain, tree: Any, shapes: tuple) -> tuple["_Stage", "_Stage |
         if more == live:
             break
         live = more
-    init.compile([], live)
-    step.compile(live, live)
-    final.compile(live, [True] * len(final.avals_out))
+    options = _QUICK_TO_BUILD if chain.quick else None
+    init.compile([], live, options)
+    step.compile(live, live, options)
+    final.compile(live, [True] * len(final.avals_out), options)
     return init, step if step.choices is not None else None, final
 
 
@@ -127,11 +131,12 @@ class _Stage:
         used = dce_jaxpr(self.jaxpr.jaxpr, [*live, True, True])[1]
         return used[-2], used[self.shared : self.shared + self.width]
 
-    def compile(self, live_in: list[bool], live_out: list[bool]) -> None:
+    def compile(self, live_in: list[bool], live_out: list[bool], options: dict[str, Any] | None) -> None:
         if self.choices is None:
             return
         if self.needs(live_out)[0]:
             raise ValueError("enumeration: something is drawn from a random key directly; draw it by po.sample or ppl.effects.draw, where a handler can see it")
+        self.live_out = live_out
         function, (*avals, key) = jaxpr_as_fun(self.jaxpr), self.jaxpr.in_avals[self.shared : -1]
         blanks = [None if live else _blank(aval) for aval, live in zip(avals, live_in or [False] * len(avals), strict=True)]
 
@@ -141,7 +146,7 @@ class _Stage:
             *out, log_weight, done = function(*shared, *state, _blank(key), code)
             return list(itertools.compress(out, live_out)), before + log_weight, done
 
-        self.run = jax.jit(jax.vmap(jax.vmap(branch, (None, None, None, 0)), (None, 0, 0, None)))
+        self.run = jax.jit(jax.vmap(jax.vmap(branch, (None, None, None, 0)), (None, 0, 0, None)), compiler_options=options)
 
     def expand(self, shared: list, rows: Rows, limit: int, where: str) -> Rows:
         """All branches of positive weight of every row."""
@@ -151,6 +156,9 @@ class _Stage:
             raise ValueError(
                 f"enumeration: {where} has {m * self.size:.4g} branches, {m:,} states times the sizes of the supports ({sizes}); the limit is {limit:,}"
             )
+        if not m:
+            kept = itertools.compress(self.avals_out, self.live_out)
+            return Rows([np.zeros((0, *aval.shape), aval.dtype) for aval in kept], np.zeros(0), np.zeros(0, bool))
         return _joined([self._block(shared, block, codes) for block in _blocks(rows, max(1, _BLOCK // self.size)) for codes in _codes(self.size)])
 
     def _block(self, shared: list, rows: Rows, codes: np.ndarray) -> Rows:
@@ -206,7 +214,7 @@ def groups(leaves: list[np.ndarray], m: int) -> tuple[np.ndarray, np.ndarray]:
     """The first row of each kind, and each row's kind [m]."""
     columns = [_words(x.reshape(m, -1)) for x in leaves if x.size]
     words = np.concatenate(columns, axis=1) if columns else np.zeros((m, 1), np.uint64)
-    words = words[:, (words != words[0]).any(axis=0)]
+    words = words[:, (words != words[:1]).any(axis=0)]
     if words.shape[1] < 2:
         _, first, group = np.unique(words[:, 0] if words.size else np.zeros(m), return_index=True, return_inverse=True)
         return first, group

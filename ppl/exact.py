@@ -102,7 +102,7 @@ def _program_then(kernel: Callable | None) -> Chain:
 
         return scripted(value, code)
 
-    return Chain(_begin, _step, final)
+    return Chain(_begin, _step, final, quick=kernel is not None)
 
 
 class _Reached(Exception):
@@ -146,7 +146,7 @@ def _chain_of(run: Callable[[Any, Array], Any]) -> Chain:
         looped = script.at_loop is None
         return Branch(result, script.log_prob if looped else weigh(jnp.where(code == 0, 0.0, -jnp.inf), jnp.zeros(())), jnp.ones((), bool), script.choices if looped else [])
 
-    return Chain(init, step, final)
+    return Chain(init, step, final, quick=True)
 
 
 def _until_reached(run: Callable, args: Any, key: Array) -> None:
