@@ -12,7 +12,7 @@ from jax.core import Tracer
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from posterity.ppl.effects import isolated, loop
+from posterity.ppl.effects import followed, isolated, loop
 from posterity.ppl.population import Population, normalise
 from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Definition, Program, choices_of, is_program
@@ -50,7 +50,8 @@ def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, 
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n must be at least 1 particle, got {n!r}")
     options = (key, program, int(n), init, step, history, until_done)
-    posterior = _stepwise(*options) if progress else _compiled(*options)
+    run = _stepwise if progress else _compiled.__wrapped__ if followed() else _compiled
+    posterior = run(*options)
     _check(posterior, program)
     return posterior
 

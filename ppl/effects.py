@@ -150,6 +150,11 @@ def loop(going: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, 
     return deciders[0].loop(going, body, state, limit) if deciders else lax.while_loop(going, body, state)
 
 
+def followed() -> bool:
+    """Whether a decider follows the draws made here: code that draws must not be compiled apart then."""
+    return bool(_deciders(_PYRO_STACK))
+
+
 def in_model() -> bool:
     """Whether handlers interpret what happens here as part of a model. Deciders do not (they see any code's draws), nor do those outside an inference."""
     here = itertools.takewhile(lambda handler: not isinstance(handler, isolated), reversed(_PYRO_STACK))
@@ -168,15 +173,27 @@ class isolated(Messenger):  # noqa: N801 - a handler, named as NumPyro names its
         msg["stop"] = True
 
 
+class Replay(Messenger):
+    """Around a program's past, which is run again with its choices given: while `active`, no decider follows an inference in there."""
+
+    def __init__(self, active: bool):
+        super().__init__()
+        self.active = active
+
+
 def _deciders(stack: list) -> list[Decider]:
     """The deciders that a message passing up this stack meets, innermost first."""
-    reached = itertools.takewhile(lambda handler: not isinstance(handler, numpyro.handlers.block), reversed(stack))
+    reached = itertools.takewhile(lambda handler: not _hides(handler), reversed(stack))
     return [handler for handler in reached if isinstance(handler, Decider)]
+
+
+def _hides(handler: Messenger) -> bool:
+    return isinstance(handler, numpyro.handlers.block) or (isinstance(handler, Replay) and handler.active)
 
 
 def particle_map(function: Callable, in_axes: tuple[int | None, ...], out_axes: Any = 0) -> Callable:
     """`jax.vmap` over particles; a Python loop while a decider must see every particle's draws one by one."""
-    if not _deciders(_PYRO_STACK):
+    if not followed():
         return jax.vmap(function, in_axes, out_axes)
 
     def loop(*batches):

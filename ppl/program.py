@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,11 @@ from jax import Array
 from numpyro import handlers
 
 from posterity.ppl import component
-from posterity.ppl.effects import AtScan, Scan, in_model, isolated, particle_map
+from posterity.ppl.effects import AtScan, Replay, Scan, in_model, isolated, particle_map
 from posterity.ppl.errors import Located, check_carry, log_density
+
+if TYPE_CHECKING:
+    from posterity.ppl.describe import Description
 
 
 @runtime_checkable
@@ -111,9 +114,15 @@ class FunctionProgram:
     @property
     def name(self) -> str:
         """The function's; for a program over programs theirs too, as in `adapt(walk)`."""
-        own = getattr(self.function, "__name__", type(self.function).__name__)
+        own = getattr(self.function, "__name__", type(self.function).__name__).lstrip("_")
         inner = [x.name for x in jax.tree.leaves(self.arguments, is_leaf=lambda x: isinstance(x, FunctionProgram)) if isinstance(x, FunctionProgram)]
         return f"{own}({', '.join(inner)})" if inner else own
+
+    def describe(self) -> "Description":
+        """The program's structure, as a table: see `posterity.describe`."""
+        from posterity.ppl.describe import describe  # which needs this module
+
+        return describe(self)
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
@@ -174,7 +183,7 @@ class FunctionProgram:
                 return after
 
             moved: list[tuple] = []
-            sites = self._execute(key, choices, at_scan)[0]
+            sites = self._execute(key, choices, at_scan, replay=True)[0]
             ((after, ended, log_potential, sources, before_end),) = moved
             at_end = {name: site for name, site in sites.items() if name not in before_end}
             if _choices(at_end):
@@ -205,26 +214,29 @@ class FunctionProgram:
             def at_scan(scan: Scan, sites: dict):
                 return jax.tree.unflatten(component.split(scan.init)[1], leaves)
 
-            return jax.tree.map(jnp.asarray, self._execute(jax.random.key(0), choices, at_scan)[1])  # all choices are given: the key is idle
+            return jax.tree.map(jnp.asarray, self._execute(jax.random.key(0), choices, at_scan, replay=True)[1])  # all choices are given: the key is idle
 
         # `ended` is there for programs that have neither choices nor a carry: it says how many particles there are.
         return particle_map(finish, (0, 0, 0))(particles.ended, particles.choices, component.results(particles.carry))
 
     # -- one particle ------------------------------------------------------------------------------------------------
 
-    def _execute(self, key: Array, choices: dict[str, Any], at_scan: Callable[[Scan, dict], Any]) -> tuple[dict, Any]:
-        """Runs the function with the given choices and fresh ones otherwise; `at_scan(scan, sites so far)` stands in for its scan."""
-        located = Located(self.name)
+    def _execute(self, key: Array, choices: dict[str, Any], at_scan: Callable[[Scan, dict], Any], *, replay: bool = False) -> tuple[dict, Any]:
+        """Runs the function with the given choices and fresh ones otherwise; `at_scan(scan, sites so far)` stands in for its scan.
+
+        A replay is given all choices before the scan.
+        """
+        located, past = Located(self.name), Replay(replay)
 
         def once(scan: Scan):
             if located.part != "initial law":
                 raise ValueError(f"{self.name}: a program has one scan; write a nested loop as a single scan, or unroll it inside the step")
-            located.part = "step"
+            located.part, past.active = "step", False
             carry = at_scan(scan, sites)
             located.part = "end"
             return carry
 
-        with isolated(), handlers.trace() as sites, handlers.seed(rng_seed=key), handlers.substitute(data=choices), located, AtScan(once):
+        with isolated(), past, handlers.trace() as sites, handlers.seed(rng_seed=key), handlers.substitute(data=choices), located, AtScan(once):
             try:
                 return sites, self()
             except _Reached:
