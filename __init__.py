@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from posterity.ppl.chunk import chunk
     from posterity.ppl.delay import delay
     from posterity.ppl.effects import factor, observe, sample, scan
+    from posterity.ppl.embed import embed, key
     from posterity.ppl.exact import exact
+    from posterity.ppl.intervene import condition, do, lift
+    from posterity.ppl.marginalise import marginalise
     from posterity.ppl.measure import Measure
     from posterity.ppl.mixture import mixture
     from posterity.ppl.population import Population
     from posterity.ppl.posterior import Posterior
+    from posterity.ppl.product import product
     from posterity.ppl.program import Program, program
+    from posterity.ppl.propose import adapt, propose
     from posterity.ppl.queries import Weighted, query
     from posterity.ppl.recorded import recorded
     from posterity.ppl.temper import temper
@@ -35,20 +40,29 @@ __all__ = [
     "Posterior",
     "Program",
     "Weighted",
+    "adapt",
     "check",
     "chunk",
+    "condition",
     "conditional_smc",
     "delay",
+    "do",
+    "embed",
     "exact",
     "factor",
     "importance",
+    "key",
+    "lift",
     "load",
     "lookahead",
+    "marginalise",
     "mixture",
     "nested",
     "observe",
     "pmmh",
+    "product",
     "program",
+    "propose",
     "query",
     "recorded",
     "resample_move",
@@ -73,12 +87,17 @@ _HOMES = {
     "ppl.chunk": ["chunk"],
     "ppl.delay": ["delay"],
     "ppl.effects": ["factor", "observe", "sample", "scan"],
+    "ppl.embed": ["embed", "key"],
     "ppl.exact": ["exact"],
+    "ppl.intervene": ["condition", "do", "lift"],
+    "ppl.marginalise": ["marginalise"],
     "ppl.measure": ["Measure"],
     "ppl.mixture": ["mixture"],
     "ppl.population": ["Population"],
     "ppl.posterior": ["Posterior"],
+    "ppl.product": ["product"],
     "ppl.program": ["Program", "program"],
+    "ppl.propose": ["adapt", "propose"],
     "ppl.queries": ["Weighted", "query"],
     "ppl.recorded": ["recorded"],
     "ppl.temper": ["temper"],

@@ -31,7 +31,9 @@ class Expert(Messenger):
         if self.index and latent:
             if msg["name"] not in self.made:
                 made = ", ".join(map(repr, self.made)) or "none"
-                raise ValueError(f"product: expert {self.index + 1} chooses {msg['name']!r}, the first does not (it chose {made}); all must make the same choices")
+                raise ValueError(
+                    f"product: expert {self.index + 1} chooses {msg['name']!r}, the first does not (it chose {made}); all must make the same choices"
+                )
             self.scored.add(msg["name"])
             msg["value"], msg["is_observed"] = self.made[msg["name"]], True
         if self.index and "name" in msg and msg["type"] != "param":

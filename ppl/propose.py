@@ -134,4 +134,3 @@ def adapt(program: Any, *names: str) -> FunctionProgram:
     (60, 0.1667)
     """
     return rewritten(Adapt, program, chosen("adapt", names))
-
