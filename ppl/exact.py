@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from posterity.ppl.branching import Branch, Chain, Law, law, scripted, weigh
 from posterity.ppl.component import State
+from posterity.ppl.effects import isolated
 from posterity.ppl.measure import Measure, measure
 from posterity.ppl.outcomes import outcomes
 from posterity.ppl.program import Program, as_program
@@ -55,8 +57,7 @@ def exact(program: Program, *, limit: int = LIMIT) -> Measure:
 
 def moved(program: Program, kernel: Callable[[Array, Program, Any], Any] | None, *, limit: int = LIMIT) -> Measure:
     """The exact measure of the program's value after `kernel(key, program, particles)` has moved its particle at the end."""
-    with jax.enable_x64():
-        (values, choices), log_weights, branches = law(_program_then(kernel), as_program(program), limit)
+    (values, choices), log_weights, branches = _apart(_program_then(kernel), as_program(program), limit)
     return measure(values, log_weights, branches, choices)
 
 
@@ -69,8 +70,15 @@ def law_of(run: Callable[[Any, Array], Any], args: Any, *, limit: int = LIMIT) -
     Raises:
       ValueError: as `exact`; also when anything depends on the key itself.
     """
-    with jax.enable_x64():
-        return law(_chain_of(run), args, limit)
+    return _apart(_chain_of(run), args, limit)
+
+
+def _apart(chain: Chain, args: Any, limit: int) -> Law:
+    """Enumerates in 64 bits, apart from the handlers and the trace around: a program may ask for the exact answer of another."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+        raise ValueError("enumeration: the program's arguments are being traced (they depend on a choice, or on what jit compiles); it needs their values")
+    with isolated(), jax.ensure_compile_time_eval(), jax.disable_jit(False), jax.enable_x64():
+        return law(chain, args, limit)
 
 
 def _begin(program: Program, _: None, key: Array, code: Array) -> Branch:

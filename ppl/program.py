@@ -176,7 +176,7 @@ class FunctionProgram:
                 before = jax.tree.unflatten(tree, leaves)
                 x = None if scan.xs is None else jax.tree.map(lambda x: jnp.asarray(x)[time], scan.xs)
                 with handlers.trace() as step_sites:
-                    after = scan.step(before, x)
+                    after = _as_wide_as(before, scan.step(before, x))
                 check_carry(self.name, before, after)
                 ended = scan.ended(after) | (time + 1 >= scan.length)
                 moved.append((component.arrays(after), ended, _log_potential(step_sites), sources, set(sites)))
@@ -307,6 +307,19 @@ def program(function: Callable) -> Definition:
     True
     """
     return Definition(function)
+
+
+def _as_wide_as(before: Any, after: Any) -> Any:
+    """In 64 bits (as `exact` works), choices of 64 bits meet carries that start with an explicit 32: those stay what they were."""
+    if not jax.config.jax_enable_x64 or jax.tree.structure(before) != jax.tree.structure(after):  # pyright: ignore[reportAttributeAccessIssue]
+        return after
+    twins = {("int32", "int64"), ("int64", "int32"), ("float32", "float64"), ("float64", "float32")}
+
+    def alike(b: Any, a: Any) -> Any:
+        plain = not component.is_component(b) and not component.is_component(a)
+        return jnp.asarray(a, jnp.result_type(b)) if plain and (jnp.result_type(b).name, jnp.result_type(a).name) in twins else a
+
+    return jax.tree.map(alike, before, after, is_leaf=component.is_component)
 
 
 def as_program(x: Any) -> Program:

@@ -95,6 +95,8 @@ def atoms(name: str, law: dist.Distribution) -> tuple[Callable[[Array], Any], Ar
     if isinstance(law, Atomic):
         values, log_probs = law.atoms()
         return lambda digits: jax.tree.map(lambda x: x[digits[0]], values), log_probs[:, None]
+    while isinstance(law, dist.Independent):
+        law = law.base_dist  # an event of independent parts is as many draws
     if not law.has_enumerate_support:
         raise ValueError(f"enumeration: site {name!r} has no finite support: {type(law).__name__}")
     try:
