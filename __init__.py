@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from posterity.ppl import check
     from posterity.ppl.chunk import chunk
     from posterity.ppl.delay import delay
+    from posterity.ppl.describe import describe, trace
     from posterity.ppl.effects import factor, observe, sample, scan
     from posterity.ppl.embed import embed, key
     from posterity.ppl.exact import exact
@@ -46,6 +47,7 @@ __all__ = [
     "condition",
     "conditional_smc",
     "delay",
+    "describe",
     "do",
     "embed",
     "exact",
@@ -71,6 +73,7 @@ __all__ = [
     "smc",
     "smc2",
     "temper",
+    "trace",
     "twist",
 ]
 
@@ -86,6 +89,7 @@ _HOMES = {
     "models.lm.load": ["load"],
     "ppl.chunk": ["chunk"],
     "ppl.delay": ["delay"],
+    "ppl.describe": ["describe", "trace"],
     "ppl.effects": ["factor", "observe", "sample", "scan"],
     "ppl.embed": ["embed", "key"],
     "ppl.exact": ["exact"],

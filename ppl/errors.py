@@ -37,7 +37,7 @@ class Located(Messenger):
         name, line = msg["name"], _user_line(traceback.walk_stack(sys._getframe(1)))
         self.current, first = name, self.lines.get(name)
         if name in self.lines and msg["type"] in ("sample", "deterministic"):
-            lines = f"at {_short(first)} and at {_short(line)}"
+            lines = f"at {short(first)} and at {short(line)}"
             raise ValueError(f"{self.program}: two sites are called {name!r}, {lines}; sites before the scan, in its step and after it need different names")
         self.lines[name] = msg["line"] = line
         msg["program"], msg["part"] = self.program, self.part
@@ -78,7 +78,7 @@ def check_carry(name: str, before: Any, after: Any) -> None:
     else:
         wrong = [f"carry{keystr(path)} {_difference(a, b)}" for (path, a), (_, b) in zip(old, new, strict=True) if _kind(a) != _kind(b)]
     if wrong:
-        scan = _short(_user_line(traceback.walk_stack(sys._getframe(1))))
+        scan = short(_user_line(traceback.walk_stack(sys._getframe(1))))
         raise TypeError(f"{name}: the step of po.scan (at {scan}) must return a carry like the one it was given:" + "".join(f"\n  {line}" for line in wrong))
     component.check_places(name, [leaf for _, leaf in old], [leaf for _, leaf in new])
 
@@ -117,7 +117,8 @@ def _user_line(frames: Iterable[tuple[FrameType, int]]) -> traceback.FrameSummar
     return None
 
 
-def _short(line: traceback.FrameSummary | None) -> str:
+def short(line: traceback.FrameSummary | None) -> str:
+    """A line as file:line, without the file's folder."""
     return f"{os.path.basename(line.filename)}:{line.lineno}" if line else "an unknown line"
 
 

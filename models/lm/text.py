@@ -35,6 +35,18 @@ class NextToken(dist.CategoricalLogits):
     """
 
     arg_constraints = {"logits": constraints.dependent(is_discrete=False, event_dim=1)}  # noqa: RUF012 - NumPyro's own declaration; real_vector refuses -inf
+    pytree_aux_fields = ("tokenizer",)
+
+    def __init__(self, logits: Array, tokenizer: Tokenizer | None = None, *, validate_args: bool | None = None):
+        self.tokenizer = tokenizer
+        super().__init__(logits, validate_args=validate_args)
+
+    def words(self, value: Array) -> str:
+        """The token's text in quotes, a special token by its name; its number when the tokenizer is not known."""
+        if self.tokenizer is None:
+            return str(int(value))
+        text = self.tokenizer.decode([int(value)])
+        return repr(text) if text else str(self.tokenizer.backend.id_to_token(int(value)))
 
     def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
         probabilities = jax.nn.softmax(jnp.asarray(self.logits, jnp.float32), axis=-1)
@@ -78,7 +90,7 @@ class Text(component.Component, Answer):
                 "finished": "this is a finished text",
             }
             raise ValueError(f"text.next() is not available here: {reasons[self.phase]}")
-        return NextToken(self.logits / temperature)
+        return NextToken(self.logits / temperature, self.tokenizer)
 
     def push(self, token: Array) -> Self:
         """The text with `token` appended; the model takes it in before the next step.
