@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posterity.ppl import component
-from posterity.ppl.effects import Decider, Scan, isolated
+from posterity.ppl.effects import Atomic, Decider, Scan, isolated
 from posterity.ppl.errors import Located, check_carry, log_density, short
 from posterity.ppl.program import FunctionProgram, Program, as_program, is_program
 from posterity.ppl.queries import Answer
@@ -59,7 +59,7 @@ class Description:
     inner: tuple["Description", ...] = ()  # the programs that it was made from
 
     def __repr__(self) -> str:
-        lines = [f"{self.name}, {self.length} steps" if self.length else f"{self.name}, without steps"]
+        lines = [f"{self.name}, {self.length or 'no'} step{'s' * (self.length != 1)}"]
         if self.sites:
             lines.append(_table([field.replace("value", "a value") for field in Site._fields], self.sites))
         for what, leaves in (("carry", self.carry), ("inputs", self.inputs), ("value", self.value)):
@@ -120,7 +120,7 @@ def _of_any(program: Program) -> Description:
         return one(program.value(particles)), None if inner else one(particles)
 
     fields = dataclasses.fields(program) if dataclasses.is_dataclass(program) else ()
-    inner = [x for x in (getattr(program, field.name) for field in fields) if is_program(x)]
+    inner = [x for field in fields for x in jax.tree.leaves(getattr(program, field.name), is_leaf=is_program) if is_program(x)]
     with isolated():
         value, particles = jax.eval_shape(run, jax.random.key(0))
     return Description(_name(program), program.length, [], _leaves(particles), [], _leaves(value), tuple(map(describe, inner)))
@@ -131,7 +131,7 @@ def _site(site: dict) -> Site:
     if kind == "factor":
         shown = site["fn"].log_prob(site["value"])
     elif site["type"] == "sample":
-        law, support = _law(site["fn"]), _support(site["fn"].support)
+        law, support = _law(site["fn"]), _support(site["fn"])
     return Site(site["name"], site["part"], kind, law, support, ", ".join(leaf.value for leaf in _leaves(shown)), short(site["line"]))
 
 
@@ -147,8 +147,11 @@ def _law(law: Any) -> str:
     return type(law).__name__.removesuffix("Probs").removesuffix("Logits")
 
 
-def _support(support: Any) -> str:
-    """A NumPyro constraint in a few words; bounds where they do not depend on what is drawn."""
+def _support(law: Any) -> str:
+    """The support in NumPyro's words; with bounds where they do not depend on what is drawn."""
+    support = law.support
+    if support is None or isinstance(support, type(constraints.dependent)):
+        return "finite" if isinstance(law, Atomic) or law.has_enumerate_support else ""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     bounds: list[Any] = [getattr(support, bound, None) for bound in ("lower_bound", "upper_bound")]
@@ -224,6 +227,7 @@ class _Recorder(Decider):
     def __init__(self) -> None:
         super().__init__()
         self.step, self.events, self.at_end = 0, [], {}
+        self.initial: set[tuple[str, str]] = set()  # sites of the initial law: later executions replay them
 
     def next_step(self) -> int:
         """Begins the next step; how many there were before."""
@@ -234,7 +238,9 @@ class _Recorder(Decider):
         if msg["type"] != "sample":
             return
         default_process_message(msg)
-        replayed = msg.get("part") == "initial law" and self.step > 0
+        site = (msg.get("program"), msg["name"])
+        replayed = msg.get("part") == "initial law" and (self.step > 0 or site in self.initial)
+        self.initial |= {site}
         nested = sum(isinstance(handler, Located) for handler in _PYRO_STACK) > 1  # in an inference that the program runs
         if not (replayed or nested or any(isinstance(x, Tracer) for x in jax.tree.leaves(msg["value"]))):
             event = self._event(msg)

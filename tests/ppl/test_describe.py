@@ -86,7 +86,7 @@ def test_a_program_without_scan_and_a_definition_are_described_too():
         return {"p": po.sample("p", dist.Beta(1.0, 1.0))}
 
     described = po.describe(coin)
-    assert repr(described).startswith("program coin, without steps\n")
+    assert repr(described).startswith("program coin, no steps\n")
     assert (described.carry, described.value) == ([], [("['p']", "float32")])
     assert described.sites[0].support == "unit interval"
 
@@ -96,6 +96,21 @@ def test_a_transformed_program_shows_what_it_is_made_from():
     assert described.name == "<program coins> in chunks until even"
     assert [inner.name for inner in described.inner] == ["program coins"]
     assert "made from program coins, 4 steps" in repr(described)
+    assert [inner.name for inner in po.describe(po.mixture([coins(), coins()])).inner] == ["program coins", "program coins"]
+    assert [(site.name, site.kind, site.support) for site in po.describe(po.adapt(coins(), "x")).sites] == [
+        ("x/evidence", "factor", ""),
+        ("x", "choice", "finite"),
+        ("even", "factor", ""),
+    ]
+
+
+def test_a_trace_shows_the_replayed_initial_law_once():
+    @po.program
+    def begun():
+        return po.scan(lambda x, _: po.sample("x", dist.Normal(x, 1.0)), po.sample("x0", dist.Normal(0.0, 1.0)), length=2)
+
+    execution = po.trace(KEY, po.chunk(begun(), until=lambda x: x > 5))
+    assert [(event.step, event.name) for event in execution.sites] == [(0, "x0"), (1, "x"), (1, "x")]
 
 
 @pytest.mark.parametrize("show", [po.describe, lambda x: po.trace(KEY, x)])
