@@ -212,16 +212,14 @@ def _merged(rows: Rows) -> Rows:
 
 def groups(leaves: list[np.ndarray], m: int) -> tuple[np.ndarray, np.ndarray]:
     """The first row of each kind, and each row's kind [m]."""
-    columns = [_words(x.reshape(m, -1)) for x in leaves if x.size]
-    words = np.concatenate(columns, axis=1) if columns else np.zeros((m, 1), np.uint64)
-    words = words[:, (words != words[:1]).any(axis=0)]
-    if words.shape[1] < 2:
-        _, first, group = np.unique(words[:, 0] if words.size else np.zeros(m), return_index=True, return_inverse=True)
-        return first, group
-    hashes = _hash(words)
-    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    if not np.array_equal(words[first][group], words):  # two kinds with one hash: slowly then
-        _, first, group = np.unique(words, axis=0, return_index=True, return_inverse=True)
+    columns = [np.ascontiguousarray(column) for x in leaves if x.size for column in _words(x.reshape(m, -1)).T]
+    columns = [column for column in columns if np.any(column != column[0])]
+    if not columns:
+        return np.arange(min(m, 1)), np.zeros(m, int)
+    keys = leaves[0] if len(leaves) == 1 and leaves[0].ndim == 1 else _hash(columns)  # scalars come out in their order
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    if len(first) < m and any(np.any(column[first][group] != column) for column in columns):  # two kinds with one hash: slowly then
+        _, first, group = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
     return first, group.reshape(-1)
 
 
@@ -229,15 +227,18 @@ def _words(x: np.ndarray) -> np.ndarray:
     """Numbers as 64-bit words, equal where the numbers are (0 and -0 are)."""
     if np.issubdtype(x.dtype, np.floating):
         return (x.astype(np.float64) + 0.0).view(np.uint64)
-    return x.astype(np.int64).view(np.uint64)
+    return x.astype(np.int64, copy=False).view(np.uint64)
 
 
-def _hash(words: np.ndarray) -> np.ndarray:
-    """One word for each row [m, w] of words: the sum of the mixed words (the mixer of SplitMix64)."""
-    x = words + np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (x ^ (x >> np.uint64(31))).sum(axis=1, dtype=np.uint64)
+def _hash(columns: list[np.ndarray]) -> np.ndarray:
+    """One word for each row of words, [m]: the sum of the mixed words (the mixer of SplitMix64)."""
+    total = np.zeros_like(columns[0])
+    for i, column in enumerate(columns, 1):
+        x = column + np.uint64(i * 0x9E3779B97F4A7C15 % 2**64)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        total += x ^ (x >> np.uint64(31))
+    return total
 
 
 def _wide(leaf: Any) -> Any:
