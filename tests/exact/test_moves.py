@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest
 from flax import struct
-from hypothesis import given
+from hypothesis import given, settings
 
 import posterity as po
 from posterity.inference.mcmc import metropolis, pmmh
@@ -87,7 +87,7 @@ def test_conditional_smc_leaves_the_path_law_invariant(laws, structure, n):
 
 @pytest.mark.parametrize("kernel", [from_the_prior, proposed])
 @given(tables=hierarchical.hierarchies())
-@FEW
+@settings(FEW, max_examples=4)
 def test_pmmh_leaves_the_law_of_parameters_estimate_and_path_invariant(laws, kernel, tables):
     program = with_estimate(hierarchical.nested(*tables, inner=2))
     laws.holds(f"pmmh, {kernel.__name__.replace('_', ' ')}", po.check.invariant(kernel, program))
