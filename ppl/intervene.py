@@ -116,7 +116,7 @@ def condition(program: Any, values: Mapping[str, Any]) -> FunctionProgram:
     ...     fair = po.sample("fair", dist.Bernoulli(0.5))
     ...     heads = po.sample("heads", dist.Bernoulli(1.0 - 0.5 * fair))
     ...     return fair
-    >>> round(po.exact(po.condition(coins(), {"heads": 1})).expect(), 4)
+    >>> round(float(po.exact(po.condition(coins(), {"heads": 1})).expect()), 4)
     0.3333
     """
     return rewritten(Condition, program, _arrays(values))
@@ -142,7 +142,7 @@ def do(program: Any, values: Mapping[str, Any]) -> FunctionProgram:
     ...     fair = po.sample("fair", dist.Bernoulli(0.5))
     ...     heads = po.sample("heads", dist.Bernoulli(1.0 - 0.5 * fair))
     ...     return fair
-    >>> round(po.exact(po.do(coins(), {"heads": 1})).expect(), 4)
+    >>> round(float(po.exact(po.do(coins(), {"heads": 1})).expect()), 4)
     0.5
     """
     return rewritten(Do, program, _arrays(values))
