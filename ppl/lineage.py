@@ -3,6 +3,7 @@
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Bool, Int
 
 
 @struct.dataclass
@@ -12,15 +13,15 @@ class Lineage:
     Rows in which `resampled` is False are the identity.
     """
 
-    ancestors: Array  # [steps, n] int32
-    resampled: Array  # [steps] bool
+    ancestors: Int[Array, "steps n"]  # int32
+    resampled: Bool[Array, " steps"]
 
     def __len__(self) -> int:
         return self.ancestors.shape[0]
 
     @property
-    def paths(self) -> np.ndarray:
-        """Each final particle's index at every time, [steps + 1, n]; the last row is 0..n-1."""
+    def paths(self) -> Int[np.ndarray, "steps+1 n"]:
+        """Each final particle's index at every time; the last row is 0..n-1."""
         ancestors = np.asarray(self.ancestors)
         path = [np.arange(ancestors.shape[1])]
         for row in ancestors[::-1]:
@@ -28,13 +29,13 @@ class Lineage:
         return np.stack(path[::-1])
 
     @property
-    def eves(self) -> np.ndarray:
-        """Each final particle's ancestor at time 0, [n]."""
+    def eves(self) -> Int[np.ndarray, " n"]:
+        """Each final particle's ancestor at time 0."""
         return self.paths[0]
 
     @property
-    def survivors(self) -> np.ndarray:
-        """How many particles of each time have descendants at the end, [steps + 1]."""
+    def survivors(self) -> Int[np.ndarray, " steps+1"]:
+        """How many particles of each time have descendants at the end."""
         return np.array([len(np.unique(row)) for row in self.paths])
 
     @property

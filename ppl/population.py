@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Int
 
 
 @struct.dataclass
@@ -16,24 +17,24 @@ class Population:
     """
 
     particles: Any  # a pytree that only the program looks into
-    log_weights: Array  # [n], nats
-    log_evidence: Array  # [], nats, up to the last resampling
-    eves: Array  # [n], the index at step 0 of each particle's ancestor
-    invalid: Array  # [], how many potentials so far were NaN or +inf; they count as zero
+    log_weights: Float[Array, " n"]  # nats
+    log_evidence: Float[Array, ""]  # nats, up to the last resampling
+    eves: Int[Array, " n"]  # the index at step 0 of each particle's ancestor
+    invalid: Int[Array, ""]  # how many potentials so far were NaN or +inf; they count as zero
 
     @property
     def size(self) -> int:
         return self.log_weights.shape[0]
 
 
-def normalise(log_weights: Array) -> Array:
-    """Log weights [n] that sum to one in probability space; all -inf when every weight is zero."""
+def normalise(log_weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Log weights that sum to one in probability space; all -inf when every weight is zero."""
     # The largest goes first: beside a log weight of -1,000 float32 resolves only 6e-5, and the weights would not sum to one.
     shifted = log_weights - _finite_max(jnp.max(log_weights))
     return jnp.where(jnp.isneginf(log_weights), -jnp.inf, shifted - _finite_max(jax.scipy.special.logsumexp(shifted)))
 
 
-def effective_sample_size(log_weights: Array) -> Array:
+def effective_sample_size(log_weights: Float[Array, " n"]) -> Float[Array, ""]:
     """(sum w)^2 / sum w^2 (Kong 1992), between 1 and n; 0 when every weight is zero."""
     w = jnp.exp(log_weights - _finite_max(jnp.max(log_weights)))
     return jnp.sum(w) ** 2 / jnp.maximum(jnp.sum(w**2), jnp.finfo(w.dtype).tiny)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from posterity.ppl.lineage import Lineage
 from posterity.ppl.population import effective_sample_size
@@ -24,21 +25,21 @@ class Posterior(Weighted):
     """
 
     values: Any  # the program's results, a pytree with leading axis n
-    log_weights: Array  # [n] normalised, nats; all -inf when the evidence is zero
-    log_evidence: Array  # [] nats; -inf when no particle survived
-    eves: Array  # [n] each particle's ancestor at time 0
-    invalid: Array  # [] how many potentials of the last step were NaN or +inf; then the run stopped there and log_evidence is -inf
-    steps: Array  # [] steps made; fewer than the program's when all particles were done, or none had any weight left
-    ess_history: Array  # [length] effective sample size when each step began; NaN for steps not made
-    resampled: Array  # [length] bool
-    ancestors: Array | None  # [length, n] int32, or None when the run kept no history
-    choices: dict[str, Array] = struct.field(default_factory=dict)  # [n, ...] by name: what the program's initial law chose
+    log_weights: Float[Array, " n"]  # normalised, nats; all -inf when the evidence is zero
+    log_evidence: Float[Array, ""]  # nats; -inf when no particle survived
+    eves: Int[Array, " n"]  # each particle's ancestor at time 0
+    invalid: Int[Array, ""]  # how many potentials of the last step were NaN or +inf; then the run stopped there and log_evidence is -inf
+    steps: Int[Array, ""]  # steps made; fewer than the program's when all particles were done, or none had any weight left
+    ess_history: Float[Array, " length"]  # effective sample size when each step began; NaN for steps not made
+    resampled: Bool[Array, " length"]  # before which steps
+    ancestors: Int[Array, "length n"] | None  # int32, or None when the run kept no history
+    choices: dict[str, Any] = struct.field(default_factory=dict)  # [n, ...] by name: what the program's initial law chose
 
     def __repr__(self) -> str:
         return f"Posterior(n={len(self)}, log_evidence={float(self.log_evidence):.4g}, ess={float(self.ess):.1f}, steps={int(self.steps)})"
 
     @property
-    def ess(self) -> Array:
+    def ess(self) -> Float[Array, ""]:
         """Effective sample size of the final weights, between 1 and n; 0 when the evidence is zero."""
         return effective_sample_size(self.log_weights)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from numpyro import handlers
 
 from posterity.ppl import component
@@ -39,23 +40,23 @@ class Program(Protocol):
         """The largest number of steps."""
         ...
 
-    def init(self, key: Array, n: int) -> tuple[Any, Array]:
-        """n draws from M_0 and their log potentials log G_0 [n], nats."""
+    def init(self, key: PRNGKeyArray, n: int) -> tuple[Any, Float[Array, " n"]]:
+        """n draws from M_0 and their log potentials log G_0, nats."""
         ...
 
-    def step(self, key: Array, particles: Any, *, where: Array | None = None) -> tuple[Any, Array]:
-        """One step of every particle, and its log potential [n] in nats.
+    def step(self, key: PRNGKeyArray, particles: Any, *, where: Bool[Array, " n"] | None = None) -> tuple[Any, Float[Array, " n"]]:
+        """One step of every particle, and its log potential in nats.
 
-        Particles that are done, or where `where` [n] is False, stand still at log potential 0.
+        Particles that are done, or where `where` is False, stand still at log potential 0.
         """
         ...
 
-    def select(self, particles: Any, ancestors: Array) -> Any:
-        """The particles whose i-th is a copy of number `ancestors[i]` (int [m])."""
+    def select(self, particles: Any, ancestors: Int[Array, " m"]) -> Any:
+        """The m particles whose i-th is a copy of number `ancestors[i]`."""
         ...
 
-    def done(self, particles: Any) -> Array:
-        """Which particles have ended, bool [n]."""
+    def done(self, particles: Any) -> Bool[Array, " n"]:
+        """Which particles have ended."""
         ...
 
     def value(self, particles: Any) -> Any:
@@ -88,8 +89,8 @@ class Particles:
 
     choices: dict[str, Any]  # the initial law's choices, pytrees [n, ...]
     carry: list[Any]  # the scan's carry as leaves [n, ...], a component's batch state in its place; empty without scan
-    time: Array  # steps made: [] when per-step inputs drive all particles together, else [n]
-    ended: Array  # bool [n]
+    time: Int[Array, ""] | Int[Array, " n"]  # steps made: one number when per-step inputs drive all particles together
+    ended: Bool[Array, " n"]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -138,7 +139,7 @@ class FunctionProgram:
             jax.eval_shape(lambda key: self._execute(key, {}, at_scan) and None, jax.random.key(0))
         return found[0]
 
-    def init(self, key: Array, n: int) -> tuple[Particles, Array]:
+    def init(self, key: PRNGKeyArray, n: int) -> tuple[Particles, Float[Array, " n"]]:
         reached: list[Scan] = []
 
         def begin(key):
@@ -164,7 +165,7 @@ class FunctionProgram:
         carry = [next(rest) if source is None else source.spawn(n, length) for source in sources]
         return Particles(choices, carry, jnp.zeros(() if driven else n, jnp.int32), jnp.full(n, length == 0)), log_potential
 
-    def step(self, key: Array, particles: Particles, *, where: Array | None = None) -> tuple[Particles, Array]:
+    def step(self, key: PRNGKeyArray, particles: Particles, *, where: Bool[Array, " n"] | None = None) -> tuple[Particles, Float[Array, " n"]]:
         together = particles.time.ndim == 0
         if where is not None and together:
             raise ValueError(f"{self.name}: particles driven by per-step inputs (xs) move together; `where` needs a scan without xs")
@@ -198,12 +199,12 @@ class FunctionProgram:
         time = particles.time + (1 if together else active.astype(jnp.int32))
         return Particles(particles.choices, carry, time, particles.ended | (active & ended)), log_potential
 
-    def select(self, particles: Particles, ancestors: Array) -> Particles:
+    def select(self, particles: Particles, ancestors: Int[Array, " m"]) -> Particles:
         time = particles.time[ancestors] if particles.time.ndim else particles.time
         choices = jax.tree.map(lambda x: x[ancestors], particles.choices)
         return Particles(choices, component.select(particles.carry, ancestors), time, particles.ended[ancestors])
 
-    def done(self, particles: Particles) -> Array:
+    def done(self, particles: Particles) -> Bool[Array, " n"]:
         return particles.ended
 
     def choices(self, particles: Particles) -> dict[str, Any]:
@@ -360,6 +361,6 @@ def _subsamples(site: dict) -> bool:
     return site["type"] == "plate" and site["args"][1] is not None and site["args"][1] < site["args"][0]
 
 
-def _log_potential(sites: dict) -> Array:
+def _log_potential(sites: dict) -> Float[Array, ""]:
     """The summed log density of the observed sites (factors are observed sites), nats."""
     return sum((log_density(site) for site in sites.values() if site["type"] == "sample" and site["is_observed"]), jnp.zeros(()))

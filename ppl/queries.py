@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jaxtyping import ArrayLike, Float, PRNGKeyArray, Shaped
 
 
 class Estimate(NamedTuple):
@@ -35,8 +36,8 @@ class Weighted:
     """
 
     values: Any  # a pytree with leading axis n
-    log_weights: Any  # [n] normalised, nats; all -inf when the evidence is zero
-    log_evidence: Any  # [] nats
+    log_weights: Float[Array | np.ndarray, " n"]  # normalised, nats; all -inf when the evidence is zero
+    log_evidence: Float[Array, ""] | float  # nats
     choices: Mapping[str, Any]  # [n, ...] named parts beside `values`: the choices of a program's initial law
 
     def __len__(self) -> int:
@@ -56,8 +57,8 @@ class Weighted:
         return dataclasses.replace(self, values=parts[name])  # pyright: ignore[reportArgumentType] - a subclass is a dataclass
 
     @property
-    def weights(self) -> Any:
-        """Normalised weights [n]."""
+    def weights(self) -> Float[Array | np.ndarray, " n"]:
+        """Normalised weights."""
         return np.exp(self.log_weights) if isinstance(self.log_weights, np.ndarray) else jnp.exp(self.log_weights)
 
     def expect(self, f: Callable[[Any], Any] = lambda value: value) -> Any:
@@ -69,7 +70,7 @@ class Weighted:
         self._check_alive()
         return jax.tree.map(lambda y: _mean(self.weights, y), self._each(f))
 
-    def prob(self, event: Callable[[Any], Any]) -> Any:
+    def prob(self, event: Callable[[Any], Any]) -> Float[Array | np.ndarray, ""]:
         """The posterior probability that `event(value)` holds."""
         return self.expect(lambda value: jnp.asarray(event(value), bool)).clip(0.0, 1.0)  # rounding of the weights may leave a hair over 1
 
@@ -82,7 +83,7 @@ class Weighted:
         mean = float(_mean(self.weights, y))
         return Estimate(mean, self._error(np.asarray(y, float), mean))
 
-    def quantile(self, q: Any, f: Callable[[Any], Any] = lambda value: value) -> Any:
+    def quantile(self, q: Float[ArrayLike, "*q"], f: Callable[[Any], Any] = lambda value: value) -> Shaped[Array | np.ndarray, "*q"]:
         """Weighted quantiles of the scalar `f(value)` at `q` in [0, 1]: the smallest y with P(f <= y) >= q."""
         self._check_alive()
         if not np.all((np.asarray(q) >= 0) & (np.asarray(q) <= 1)):
@@ -97,7 +98,7 @@ class Weighted:
         index = np.searchsorted(cumulative, np.asarray(q) * cumulative[-1], side="left")
         return y[order[np.minimum(index, len(order) - 1)]]
 
-    def sample(self, key: Array, n: int | None = None) -> Any:
+    def sample(self, key: PRNGKeyArray, n: int | None = None) -> Any:
         """`n` equally weighted draws with replacement (one draw without leading axis when n is None)."""
         self._check_alive()
         chosen = jax.random.categorical(key, jnp.asarray(self.log_weights), shape=() if n is None else (n,))
@@ -144,8 +145,8 @@ class Weighted:
 
     # -------------------------------------------------------------------------------------------------------------------
 
-    def _host_weights(self) -> np.ndarray:
-        """The weights [n] in double precision, so that probabilities sum to one in print."""
+    def _host_weights(self) -> Float[np.ndarray, " n"]:
+        """The weights in double precision, so that probabilities sum to one in print."""
         weights = np.exp(np.asarray(self.log_weights, float))
         return weights / weights.sum()
 
@@ -204,4 +205,5 @@ def _mean(weights: Any, y: Any) -> Any:
     """The weighted mean of `y` [n, ...]; zero weights make no NaN of an infinite value."""
     xp = np if isinstance(weights, np.ndarray) else jnp
     y = xp.asarray(y, float)
-    return xp.tensordot(weights, xp.where((weights == 0).reshape(weights.shape + (1,) * (y.ndim - 1)), 0.0, y), axes=1)
+    mean = xp.tensordot(weights, xp.where((weights == 0).reshape(weights.shape + (1,) * (y.ndim - 1)), 0.0, y), axes=1)
+    return mean[()] if xp is np else mean  # a NumPy number, not an array without axes
