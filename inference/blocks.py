@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.drive import Info
 from posterity.inference.smc.resampling import Ancestors, Systematic
@@ -28,19 +29,19 @@ from posterity.ppl.program import Program
 class Moved(NamedTuple):
     """What a move did."""
 
-    accepted: Array  # [n] bool
-    invalid: Array  # [n] bool: a proposal had a potential that was NaN or +inf; it is not taken
+    accepted: Bool[Array, " n"]
+    invalid: Bool[Array, " n"]  # a proposal had a potential that was NaN or +inf; it is not taken
 
 
 class Kernel(Protocol):
     """Moves every particle on its own; leaves invariant the law, weighed by all potentials so far, of particles that ran for `time` steps."""
 
-    def __call__(self, key: Array, program: Any, particles: Any, *, time: Array | int | None = None) -> tuple[Any, Moved]:
+    def __call__(self, key: PRNGKeyArray, program: Any, particles: Any, *, time: Array | int | None = None) -> tuple[Any, Moved]:
         """The particles moved; `time` None means to the end."""
         ...
 
 
-def spawn(key: Array, program: Program, n: int) -> Population:
+def spawn(key: PRNGKeyArray, program: Program, n: int) -> Population:
     """n particles from the initial law, each of weight 1/n times its potential."""
     particles, log_potential = program.init(key, n)
     log_weights, none = jnp.full(n, -jnp.log(n), log_potential.dtype), jnp.zeros((), jnp.int32)
@@ -48,12 +49,12 @@ def spawn(key: Array, program: Program, n: int) -> Population:
     return weigh(start, particles, log_potential)
 
 
-def advance(key: Array, program: Program, population: Population) -> Population:
+def advance(key: PRNGKeyArray, program: Program, population: Population) -> Population:
     """One step of every particle, with its potential multiplied in."""
     return weigh(population, *program.step(key, population.particles))
 
 
-def run(key: Array, program: Program, particles: Any, steps: Array | int) -> Any:
+def run(key: PRNGKeyArray, program: Program, particles: Any, steps: Array | int) -> Any:
     """The particles after `steps` more steps (no more than the program has), without their weights."""
     if program.length == 0:
         return particles
@@ -65,7 +66,7 @@ def run(key: Array, program: Program, particles: Any, steps: Array | int) -> Any
     return loop(lambda state: state[0] < steps, again, (jnp.zeros((), jnp.int32), particles), limit=program.length)[1]
 
 
-def weigh(population: Population, particles: Any, log_potential: Array) -> Population:
+def weigh(population: Population, particles: Any, log_potential: Float[Array, " n"]) -> Population:
     """The population with these particles and their potentials multiplied in.
 
     NaN and +inf count as zero, and are counted; not those of particles that are forbidden already, whose state may be anything.
@@ -79,7 +80,7 @@ def weigh(population: Population, particles: Any, log_potential: Array) -> Popul
     )
 
 
-def resample(key: Array, program: Program, population: Population, resampling: type[Ancestors] = Systematic) -> tuple[Population, Array]:
+def resample(key: PRNGKeyArray, program: Program, population: Population, resampling: type[Ancestors] = Systematic) -> tuple[Population, Int[Array, " n"]]:
     """Particles copied in proportion to their weights, which become equal; their sum moves into the evidence. Also the ancestors [n]."""
     n = population.size
     ancestors = draw(key, "ancestors", resampling(population.log_weights))
@@ -93,7 +94,7 @@ def resample(key: Array, program: Program, population: Population, resampling: t
 
 
 def resample_below(
-    threshold: Array | float, key: Array, program: Program, population: Population, resampling: type[Ancestors] = Systematic
+    threshold: Float[Array, ""] | float, key: PRNGKeyArray, program: Program, population: Population, resampling: type[Ancestors] = Systematic
 ) -> tuple[Population, Info]:
     """`resample` when the effective sample size is below `threshold * n`: adaptive resampling."""
     ess = effective_sample_size(population.log_weights)
@@ -102,7 +103,7 @@ def resample_below(
     return population, Info(ess, degenerate, ancestors)
 
 
-def move(key: Array, program: Program, population: Population, kernel: Kernel, time: Array | int, times: int = 1) -> Population:
+def move(key: PRNGKeyArray, program: Program, population: Population, kernel: Kernel, time: Array | int, times: int = 1) -> Population:
     """Every particle, run for `time` steps so far, moved `times` times by the kernel; weights stay.
 
     How often must not depend on the particles: moving only those that were just resampled by `resample_below` would bias the result.
@@ -118,16 +119,16 @@ def move(key: Array, program: Program, population: Population, kernel: Kernel, t
     return replace(population, particles=particles, invalid=invalid)
 
 
-def evidence(population: Population) -> Array:
+def evidence(population: Population) -> Float[Array, ""]:
     """The population's mass, log: an unbiased estimate of the evidence up to now (nats; -inf when no particle has any weight)."""
     return population.log_evidence + jax.scipy.special.logsumexp(population.log_weights)
 
 
-def collapse(key: Array, population: Population) -> Array:
+def collapse(key: PRNGKeyArray, population: Population) -> Int[Array, ""]:
     """The index [] of one particle drawn by its weight: delta(x_index) with weight exp(evidence) means what the population means."""
     alive = jnp.any(population.log_weights > -jnp.inf)
     return draw(key, "collapsed", dist.CategoricalLogits(jnp.where(alive, population.log_weights, 0.0), validate_args=False))
 
 
-def _keep(population: Population) -> tuple[Population, Array]:
+def _keep(population: Population) -> tuple[Population, Int[Array, " n"]]:
     return population, jnp.arange(population.size, dtype=jnp.int32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
@@ -21,21 +22,21 @@ from posterity.ppl.program import Definition, Program, choices_of, is_program
 class Info(NamedTuple):
     """What one step did."""
 
-    ess: Array  # [] effective sample size when the step began
-    resampled: Array  # [] bool
-    ancestors: Array | None  # [n] int32, the identity where nothing was resampled; None where no history is kept
+    ess: Float[Array, ""]  # effective sample size when the step began
+    resampled: Bool[Array, ""]
+    ancestors: Int[Array, " n"] | None  # int32, the identity where nothing was resampled; None where no history is kept
 
 
 class Run(NamedTuple):
     """A run under way."""
 
-    key: Array
-    time: Array  # [] int32, steps made
+    key: PRNGKeyArray
+    time: Int[Array, ""]  # steps made
     population: Population
     record: Info  # of all steps, [length, ...]; without ancestors when no history is kept
 
 
-def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, *, history: bool, progress: bool, until_done: bool = True) -> Posterior:
+def drive(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, *, history: bool, progress: bool, until_done: bool = True) -> Posterior:
     """`init`, then `step(key, program, population) -> (population, info)` until all particles are done, then the posterior.
 
     With `until_done` False it makes all the program's steps: what is done now may be moved, and go on.
@@ -57,7 +58,7 @@ def drive(key: Array, program: Program, n: int, init: Callable, step: Callable, 
 
 
 @functools.partial(jax.jit, static_argnames=("n", "init", "history", "until_done"))
-def _compiled(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool, until_done: bool) -> Posterior:
+def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: bool, until_done: bool) -> Posterior:
     run = _begin(key, program, n, init, history)
     steps = run.record.ess.shape[0]
     if steps:
@@ -65,7 +66,7 @@ def _compiled(key: Array, program: Program, n: int, init: Callable, step: Callab
     return _finish(run, program)
 
 
-def _stepwise(key: Array, program: Program, n: int, init: Callable, step: Callable, history: bool, until_done: bool) -> Posterior:
+def _stepwise(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: bool, until_done: bool) -> Posterior:
     begin = jax.jit(_begin, static_argnames=("n", "init", "history"))
     going, advance, finish = jax.jit(_going, static_argnames="until_done"), jax.jit(_advance, donate_argnames="run"), jax.jit(_finish)
     with Progress(
@@ -79,7 +80,7 @@ def _stepwise(key: Array, program: Program, n: int, init: Callable, step: Callab
     return finish(run, program)
 
 
-def _begin(key: Array, program: Program, n: int, init: Callable, history: bool) -> Run:
+def _begin(key: PRNGKeyArray, program: Program, n: int, init: Callable, history: bool) -> Run:
     with isolated():
         init_key, loop_key = jax.random.split(key)
         population = init(init_key, program, n)

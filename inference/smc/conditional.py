@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jaxtyping import PRNGKeyArray
 
 from posterity.inference.mcmc.metropolis import upto, where
 from posterity.ppl.effects import draw, loop
 from posterity.ppl.recorded import Recorded, Trajectory
 
 
-def conditional_smc(key: Array, program: Recorded, particles: Trajectory, *, n: int) -> Trajectory:
+def conditional_smc(key: PRNGKeyArray, program: Recorded, particles: Trajectory, *, n: int) -> Trajectory:
     """A new trajectory given one: SMC with `n` particles of which number 0 follows the given path, then one drawn by the final weights.
 
     Leaves the law of the program's trajectories invariant, for every n of at least 2. Ancestors of the others are drawn

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import PRNGKeyArray
 
 from posterity.inference.blocks import advance
 from posterity.inference.blocks import spawn as init
@@ -14,13 +14,13 @@ from posterity.ppl.program import Program
 __all__ = ["importance", "init", "step"]
 
 
-def step(key: Array, program: Program, population: Population) -> tuple[Population, Info]:
+def step(key: PRNGKeyArray, program: Program, population: Population) -> tuple[Population, Info]:
     """One step without selection. `importance` is `init` and this step to the end."""
     ess = effective_sample_size(population.log_weights)
     return advance(key, program, population), Info(ess, jnp.zeros((), bool), jnp.arange(population.size, dtype=jnp.int32))
 
 
-def importance(key: Array, program: Program, *, n: int, history: bool = True, progress: bool = False) -> Posterior:
+def importance(key: PRNGKeyArray, program: Program, *, n: int, history: bool = True, progress: bool = False) -> Posterior:
     """Importance sampling: n particles run independently from the program's law, weighed by its potentials.
 
     Properly weighted. Unlike `smc` nothing is resampled, so the weights degenerate as steps go by.

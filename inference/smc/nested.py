@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from flax import struct
 from jax import Array
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from numpyro import handlers
 
 from posterity.inference import blocks
@@ -32,9 +33,9 @@ class NestedParticles:
 
     parameters: Any  # [n, ...]
     populations: Population  # of the model at each particle's parameters; leaves [n, inner, ...]
-    log_weights: Array  # [n] log of the parameters' own potential times the inner evidence so far, nats; NaN after an invalid potential
-    drawn: Array  # [n] one inner particle, drawn by its weight
-    time: Array  # [n] steps asked for, also of particles that were done
+    log_weights: Float[Array, " n"]  # log of the parameters' own potential times the inner evidence so far, nats; NaN after an invalid potential
+    drawn: Int[Array, " n"]  # one inner particle, drawn by its weight
+    time: Int[Array, " n"]  # steps asked for, also of particles that were done
 
 
 @struct.dataclass
@@ -43,7 +44,7 @@ class Nested:
 
     parameters: Program
     model: Callable[[Any], Program]  # a `jax.tree_util.Partial`: what it holds are leaves
-    threshold: Array | float
+    threshold: Float[Array, ""] | float
     n: int = struct.field(pytree_node=False)
     resampling: type[Ancestors] = struct.field(pytree_node=False)
 
@@ -62,13 +63,13 @@ class Nested:
             jax.eval_shape(look, jax.random.key(0))
         return found[0]
 
-    def init(self, key: Array, n: int) -> tuple[NestedParticles, Array]:
+    def init(self, key: PRNGKeyArray, n: int) -> tuple[NestedParticles, Float[Array, " n"]]:
         parameters_key, spawn_key = jax.random.split(key)
         drawn, log_potential = self.parameters.init(parameters_key, n)
         particles = self.at(spawn_key, self.parameters.value(drawn), log_potential)
         return particles, particles.log_weights
 
-    def at(self, key: Array, parameters: Any, log_potential: Array) -> NestedParticles:
+    def at(self, key: PRNGKeyArray, parameters: Any, log_potential: Float[Array, " n"]) -> NestedParticles:
         """Fresh inner populations at given parameters [n, ...], whose own log potentials are `log_potential` [n]."""
 
         def one(key, parameters):
@@ -81,7 +82,7 @@ class Nested:
         log_weights = _invalid_as_nan(log_potential + log_evidence, populations)
         return NestedParticles(parameters, populations, log_weights, drawn, jnp.zeros(n, jnp.int32))
 
-    def step(self, key: Array, particles: NestedParticles, *, where: Array | None = None) -> tuple[NestedParticles, Array]:
+    def step(self, key: PRNGKeyArray, particles: NestedParticles, *, where: Bool[Array, " n"] | None = None) -> tuple[NestedParticles, Float[Array, " n"]]:
         asked = jnp.ones_like(particles.time, bool) if where is None else where
         active = asked & ~self.done(particles)
 
@@ -98,10 +99,10 @@ class Nested:
         stepped = replace(particles, populations=populations, log_weights=particles.log_weights + growth, drawn=drawn)
         return replace(choose(active, stepped, particles), time=particles.time + asked), jnp.where(active, growth, 0.0)
 
-    def select(self, particles: NestedParticles, ancestors: Array) -> NestedParticles:
+    def select(self, particles: NestedParticles, ancestors: Int[Array, " m"]) -> NestedParticles:
         return jax.tree.map(lambda x: x[ancestors], particles)
 
-    def done(self, particles: NestedParticles) -> Array:
+    def done(self, particles: NestedParticles) -> Bool[Array, " n"]:
         ended = particle_map(lambda parameters, population: jnp.all(self._model(parameters).done(population.particles)), (0, 0))
         return ended(particles.parameters, particles.populations)
 
@@ -126,7 +127,7 @@ def nested(
     *,
     n: int,
     resampling: str | type[Ancestors] = "systematic",
-    threshold: Array | float = 0.5,
+    threshold: Float[Array, ""] | float = 0.5,
 ) -> Nested:
     """The program of parameters and of a model under them, where the model is run by an inner SMC of `n` particles.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 from posterity.inference.blocks import Kernel, advance, move, resample_below, spawn
 from posterity.inference.drive import Info, check_counts, drive
@@ -19,13 +20,13 @@ from posterity.ppl.recorded import recorded
 
 
 def step(
-    key: Array,
+    key: PRNGKeyArray,
     program: Program,
     population: Population,
     *,
     kernel: Kernel,
     moves: int,
-    threshold: Array | float = 0.5,
+    threshold: Float[Array, ""] | float = 0.5,
     resampling: type[Ancestors] = Systematic,
 ) -> tuple[Population, Info]:
     """One generation: resample when the effective sample size falls below `threshold * n`, move, advance."""
@@ -36,7 +37,7 @@ def step(
 
 
 def resample_move(
-    key: Array,
+    key: PRNGKeyArray,
     program: Program,
     *,
     n: int,
@@ -90,7 +91,7 @@ def resample_move(
 
 
 def rejuvenated(
-    key: Array,
+    key: PRNGKeyArray,
     program: Program,
     kernel: jax.tree_util.Partial,
     *,

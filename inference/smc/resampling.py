@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array, lax
+from jaxtyping import Float, Int, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from posterity.ppl.effects import Atomic
@@ -23,7 +24,7 @@ class Ancestors(dist.Distribution, Atomic):
     has_enumerate_support = True
     pytree_data_fields = ("log_weights",)
 
-    def __init__(self, log_weights: Array, *, validate_args: bool | None = None):
+    def __init__(self, log_weights: Float[Array, " n"], *, validate_args: bool | None = None):
         self.log_weights = log_weights
         super().__init__(batch_shape=(), event_shape=log_weights.shape, validate_args=False if validate_args is None else validate_args)
 
@@ -32,7 +33,7 @@ class Ancestors(dist.Distribution, Atomic):
         return self.log_weights.shape[0]
 
     @property
-    def cumulative(self) -> Array:
+    def cumulative(self) -> Float[Array, " n"]:
         """The weights' distribution function [n], ending in exactly 1."""
         weights = jnp.exp(self.log_weights - jnp.max(self.log_weights))
         # The entries of a parallel sum round differently: unless it is made flat where the weight is zero, particles of
@@ -40,19 +41,19 @@ class Ancestors(dist.Distribution, Atomic):
         total = lax.cummax(jnp.where(weights > 0, jnp.cumsum(weights), 0.0))
         return total / total[-1]
 
-    def _atoms(self) -> tuple[Array, Array]:
+    def _atoms(self) -> tuple[Int[Array, "outcomes n"], Float[Array, " outcomes"]]:
         """Ancestor vectors [outcomes, n], which may repeat, and their probabilities [outcomes]."""
         raise NotImplementedError(f"{type(self).__name__} cannot be enumerated: it does not define _atoms")
 
-    def atoms(self) -> tuple[Array, Array]:
+    def atoms(self) -> tuple[Int[Array, "outcomes n"], Float[Array, " outcomes"]]:
         vectors, probabilities = self._atoms()
         return vectors, jnp.log(probabilities)
 
-    def log_prob(self, value: Array) -> Array:
+    def log_prob(self, value: Int[Array, " n"]) -> Float[Array, ""]:
         vectors, probabilities = self._atoms()
         return jnp.log(jnp.sum(jnp.where(jnp.all(vectors == value, axis=-1), probabilities, 0.0)))
 
-    def enumerate_support(self, expand: bool = True) -> Array:
+    def enumerate_support(self, expand: bool = True) -> Int[Array, "outcomes n"]:
         """Every ancestor vector that can be drawn, [outcomes, n]; an outcome's probability is shared by its repetitions' `log_prob`."""
         return jnp.unique(self._atoms()[0], axis=0)
 
@@ -60,10 +61,10 @@ class Ancestors(dist.Distribution, Atomic):
 class Systematic(Ancestors):
     """Systematic resampling (Kitagawa 1996): one uniform; the number of copies of i differs from n W_i by less than one."""
 
-    def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple = ()) -> Int[Array, "*shape n"]:
         return _each(self._at, jax.random.uniform(key, sample_shape, self.log_weights.dtype))
 
-    def _at(self, u: Array) -> Array:
+    def _at(self, u: Float[Array, ""]) -> Int[Array, " n"]:
         cumulative, n = self.cumulative, self.size
         return _ancestors(jnp.where(cumulative < 1, jnp.ceil(n * cumulative - u), n), n)
 
@@ -75,7 +76,7 @@ class Systematic(Ancestors):
 class Stratified(Ancestors):
     """Stratified resampling (Kitagawa 1996): one uniform in each of n strata of equal width."""
 
-    def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple = ()) -> Int[Array, "*shape n"]:
         u = jax.random.uniform(key, (*sample_shape, self.size), self.log_weights.dtype)
         return _each(lambda u: _inverse(self.cumulative, (jnp.arange(self.size) + u) / self.size), u, 1)
 
@@ -90,7 +91,7 @@ class Stratified(Ancestors):
 class Multinomial(Ancestors):
     """Multinomial resampling (Gordon, Salmond, Smith 1993): n independent draws from the weights."""
 
-    def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple = ()) -> Int[Array, "*shape n"]:
         u = jax.random.uniform(key, (*sample_shape, self.size), self.log_weights.dtype)
         return _inverse(self.cumulative, u)
 

@@ -6,6 +6,7 @@ import numbers
 import jax
 from jax import Array
 from jax.core import Tracer
+from jaxtyping import Float, PRNGKeyArray
 
 from posterity.inference.blocks import advance, resample_below
 from posterity.inference.blocks import resample as select
@@ -20,7 +21,7 @@ __all__ = ["init", "select", "smc", "step"]
 
 
 def step(
-    key: Array, program: Program, population: Population, *, threshold: Array | float = 0.5, resampling: type[Ancestors] = Systematic
+    key: PRNGKeyArray, program: Program, population: Population, *, threshold: Float[Array, ""] | float = 0.5, resampling: type[Ancestors] = Systematic
 ) -> tuple[Population, Info]:
     """One generation: resample when the effective sample size falls below `threshold * n`, advance."""
     resample_key, advance_key = jax.random.split(key)
@@ -29,7 +30,7 @@ def step(
 
 
 def smc(
-    key: Array,
+    key: PRNGKeyArray,
     program: Program,
     *,
     n: int,
@@ -73,7 +74,7 @@ def smc(
     return drive(key, program, n, init, step, history=history, progress=progress)
 
 
-def share(threshold: Array | float) -> Array | float:
+def share(threshold: Float[Array, ""] | float) -> Float[Array, ""] | float:
     """A threshold that has been checked, as a float: 1 and 0.5 share compiled code."""
     if isinstance(threshold, Tracer):
         return threshold

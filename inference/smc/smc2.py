@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpyro.distributions as dist
-from jax import Array
+from jaxtyping import PRNGKeyArray
 
 from posterity.inference.mcmc import pmmh
 from posterity.inference.smc.nested import nested
@@ -16,7 +16,7 @@ from posterity.ppl.program import Program
 
 
 def smc2(
-    key: Array,
+    key: PRNGKeyArray,
     parameters: Program | dist.Distribution,
     model: Callable[[Any], Program],
     *,
