@@ -58,7 +58,7 @@ def delay(program: Program, *, steps: int) -> Delayed:
       TypeError: when `program` is no program.
       ValueError: on steps below 1.
 
-    Source: Lin, Chen and Liu (2013), "Lookahead strategies for sequential Monte Carlo", section 3.1 (delayed weighting).
+    Source: Lin, Chen and Liu (2013), "Lookahead strategies for sequential Monte Carlo" (delayed weighting).
 
     >>> import jax.numpy as jnp, numpyro.distributions as dist, posterity as po
     >>> @po.program

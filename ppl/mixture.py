@@ -39,7 +39,7 @@ class Mixture:
 
     def init(self, key: Array, n: int) -> tuple[Mixed, Array]:
         component_key, *keys = jax.random.split(key, 1 + len(self.programs))
-        component = draw(component_key, "component", dist.Categorical(logits=jnp.log(self.weights)).expand([n])).astype(jnp.int32)
+        component = draw(component_key, "component", dist.CategoricalLogits(jnp.log(self.weights)).expand([n])).astype(jnp.int32)
         parts, log_potentials = zip(*(program.init(key, n) for program, key in zip(self.programs, keys, strict=True)), strict=True)
         return Mixed(component, parts), _chosen(component, log_potentials) + jnp.log(jnp.sum(self.weights))
 

@@ -102,7 +102,7 @@ def twist(program: Program, potential_to_go: Callable[[Any], Array]) -> Twisted:
       TypeError: when `program` is no program or `potential_to_go` cannot be called.
       ValueError: from `init`, when `potential_to_go` does not return one number.
 
-    Source: Whiteley and Lee (2014); Naesseth, Lindsten and Schön (2019), section 3; for language models, Zhao et al. (2024).
+    Source: Whiteley and Lee (2014); Naesseth, Lindsten and Schön (2019); for language models, Zhao et al. (2024).
 
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, posterity as po
     >>> @po.program
@@ -139,7 +139,7 @@ def lookahead(program: Program, *, steps: int, pilots: int = 1, floor: Array | f
       TypeError: when `program` is no program.
       ValueError: on steps or pilots below 1, or another floor.
 
-    Source: Lin, Chen and Liu (2013), "Lookahead strategies for sequential Monte Carlo", section 4.2 (pilot lookahead).
+    Source: Lin, Chen and Liu (2013), "Lookahead strategies for sequential Monte Carlo" (pilot lookahead).
 
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, posterity as po
     >>> @po.program
