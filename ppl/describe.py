@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 from numpyro.distributions import constraints
-from numpyro.primitives import _PYRO_STACK, default_process_message
+from numpyro.primitives import default_process_message
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -241,8 +241,7 @@ class _Recorder(Decider):
         site = (msg.get("program"), msg["name"])
         replayed = msg.get("part") == "initial law" and (self.step > 0 or site in self.initial)
         self.initial |= {site}
-        nested = sum(isinstance(handler, Located) for handler in _PYRO_STACK) > 1  # in an inference that the program runs
-        if not (replayed or nested or any(isinstance(x, Tracer) for x in jax.tree.leaves(msg["value"]))):
+        if not (replayed or any(isinstance(x, Tracer) for x in jax.tree.leaves(msg["value"]))):
             event = self._event(msg)
             if msg.get("part") == "end":
                 self.at_end[event.name] = event  # they are evaluated after every step, and count after the last
@@ -254,6 +253,9 @@ class _Recorder(Decider):
         if kind == "factor":
             return Event(self.step, msg["name"], kind, "", None, float(log_density(msg)), "")
         return Event(self.step, msg["name"], kind, _law(msg["fn"]), jax.device_get(msg["value"]), float(log_density(msg)), _words(msg["fn"], msg["value"]))
+
+    def follows(self, stack: list) -> bool:
+        return not any(isinstance(handler, Located) for handler in stack)  # an inference that the program runs is its own affair
 
     def cond(self, predicate: Array, true: Callable, false: Callable, *operands: Any) -> Any:
         if isinstance(predicate, Tracer):

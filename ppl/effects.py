@@ -129,6 +129,10 @@ class Decider(Messenger):
     Draws under branches and in loops are its to follow too, where the algorithm uses the doors `cond` and `loop`.
     """
 
+    def follows(self, stack: list) -> bool:
+        """Whether it sees what happens under these handlers."""
+        return True
+
     def cond(self, predicate: Array, true: Callable, false: Callable, *operands: Any) -> Any:
         """What stands in for `lax.cond`."""
         return lax.cond(predicate, true, false, *operands)
@@ -184,7 +188,7 @@ class Replay(Messenger):
 def _deciders(stack: list) -> list[Decider]:
     """The deciders that a message passing up this stack meets, innermost first."""
     reached = itertools.takewhile(lambda handler: not _hides(handler), reversed(stack))
-    return [handler for handler in reached if isinstance(handler, Decider)]
+    return [handler for handler in reached if isinstance(handler, Decider) and handler.follows(stack)]
 
 
 def _hides(handler: Messenger) -> bool:

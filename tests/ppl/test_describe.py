@@ -172,7 +172,7 @@ def test_a_trace_ends_where_a_particle_is_forbidden():
 def test_a_trace_leaves_out_what_an_inference_inside_draws():
     @po.program
     def outer(ys):
-        po.factor("evidence", po.smc(jax.random.key(1), walk.bind(ys), n=2).log_evidence)
+        po.factor("evidence", po.smc(jax.random.key(1), walk.bind(ys), n=300).log_evidence)
         return po.sample("z", dist.Normal(0.0, 1.0))
 
     assert [event.name for event in po.trace(KEY, outer(jnp.ones(2))).sites] == ["evidence", "z"]
