@@ -51,7 +51,7 @@ def drive(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Cal
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n must be at least 1 particle, got {n!r}")
     options = (key, program, int(n), init, step, history, until_done)
-    run = _stepwise if progress else _compiled.__wrapped__ if followed() else _compiled
+    run = _stepwise if progress else _compiled.__wrapped__ if followed() else _compiled  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
     posterior = run(*options)
     _check(posterior, program)
     return posterior
