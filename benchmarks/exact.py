@@ -80,7 +80,8 @@ def main() -> None:
         at_once += seconds(lambda: po.check.properly_weighted(smc, short), 1)
         one_by_one += seconds(walk, 1)
     ratios = np.divide(one_by_one, at_once)
-    print(f"the same law walked, {len(walked)} paths {'':13} {spread(one_by_one)}: {np.median(ratios):,.0f} times as long ({ratios.min():,.0f} to {ratios.max():,.0f})")
+    name = f"the same law walked, {len(walked)} paths"
+    print(f"{name:40} {spread(one_by_one)}: {np.median(ratios):,.0f} times as long ({ratios.min():,.0f} to {ratios.max():,.0f})")
 
 
 if __name__ == "__main__":

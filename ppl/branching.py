@@ -196,7 +196,10 @@ def _codes(size: int) -> Iterator[np.ndarray]:
 
 
 def _joined(parts: list[Rows]) -> Rows:
-    return Rows([np.concatenate(xs) for xs in zip(*(part.leaves for part in parts), strict=True)], *(np.concatenate([part[i] for part in parts]) for i in (1, 2)))
+    if len(parts) == 1:
+        return parts[0]
+    leaves = [np.concatenate(xs) for xs in zip(*(part.leaves for part in parts), strict=True)]
+    return Rows(leaves, np.concatenate([part.log_weights for part in parts]), np.concatenate([part.done for part in parts]))
 
 
 def _merged(rows: Rows) -> Rows:
@@ -216,8 +219,7 @@ def groups(leaves: list[np.ndarray], m: int) -> tuple[np.ndarray, np.ndarray]:
     columns = [column for column in columns if np.any(column != column[0])]
     if not columns:
         return np.arange(min(m, 1)), np.zeros(m, int)
-    keys = leaves[0] if len(leaves) == 1 and leaves[0].ndim == 1 else _hash(columns)  # scalars come out in their order
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    _, first, group = np.unique(_hash(columns), return_index=True, return_inverse=True)
     if len(first) < m and any(np.any(column[first][group] != column) for column in columns):  # two kinds with one hash: slowly then
         _, first, group = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
     return first, group.reshape(-1)

@@ -5,6 +5,7 @@ The law that an inference must keep, E[exp(log_evidence) * sum_i W_i f(x_i)] = â
 that sum is taken over what the inference's own code does, so that it can be compared to the program's meaning.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +15,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
-from posterity.ppl.branching import Branch, Chain, Law, law, scripted, weigh
+from posterity.ppl.branching import Branch, Chain, Law, law, scripted
 from posterity.ppl.component import State
 from posterity.ppl.effects import isolated
 from posterity.ppl.measure import Measure, measure
 from posterity.ppl.outcomes import outcomes
-from posterity.ppl.program import Program, as_program
+from posterity.ppl.program import Program, as_program, choices_of
 from posterity.ppl.script import Script
 
 __all__ = ["exact", "law_of", "outcomes"]
@@ -35,7 +36,7 @@ def exact(program: Program, *, limit: int = LIMIT) -> Measure:
 
     Args:
       program: what to enumerate; its value is what merging keeps apart at the end (a program that returns its whole path
-        has as many values as paths).
+        has as many values as paths), and without a scan all its choices, for `measure["name"]`.
       limit: the largest number of branches of one step.
 
     Raises:
@@ -106,7 +107,8 @@ def _program_then(kernel: Callable | None) -> Chain:
     def final(program: Program, particles: Any, key: Array, code: Array) -> Branch:
         def value():
             end = particles if kernel is None else kernel(key, program, particles)
-            return (jax.tree.map(lambda x: x[0], program.value(end)), {}), jnp.zeros(()), jnp.ones((), bool)
+            choices = {} if program.length else choices_of(program, end)  # with a scan they would keep apart what the value does not
+            return jax.tree.map(lambda x: x[0], (program.value(end), choices)), jnp.zeros(()), jnp.ones((), bool)
 
         return scripted(value, code)
 
@@ -151,14 +153,13 @@ def _chain_of(run: Callable[[Any, Array], Any]) -> Chain:
 
         with Script(before[0], at_loop) as script:
             result = run(args, key)
-        looped = script.at_loop is None
-        return Branch(result, script.log_prob if looped else weigh(jnp.where(code == 0, 0.0, -jnp.inf), jnp.zeros(())), jnp.ones((), bool), script.choices if looped else [])
+        if script.at_loop is not None:  # it met no loop: all was drawn at the beginning
+            return Branch(result, jnp.zeros(()), jnp.ones((), bool), [])
+        return Branch(result, script.log_prob, jnp.ones((), bool), script.choices)
 
     return Chain(init, step, final, quick=True)
 
 
 def _until_reached(run: Callable, args: Any, key: Array) -> None:
-    try:
+    with contextlib.suppress(_Reached):
         run(args, key)
-    except _Reached:
-        pass

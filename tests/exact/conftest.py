@@ -29,7 +29,7 @@ def laws(record_property):
 def pytest_terminal_summary(terminalreporter):
     rows: dict[tuple[str, str], list] = {}
     for report in terminalreporter.getreports("passed"):
-        for name, (block, law, programs, error, branches) in (entry for entry in report.user_properties if entry[0] == "law"):
+        for block, law, programs, error, branches in (value for name, value in report.user_properties if name == "law"):
             row = rows.setdefault((block, law), [0, 0.0, 0])
             rows[block, law] = [row[0] + programs, max(row[1], error), row[2] + branches]
     if not rows:

@@ -110,7 +110,7 @@ def test_a_constrained_language_model_of_three_tokens():
             po.factor("no bb", jnp.where((tokens[n] == 1) & (token == 1), -jnp.inf, 0.0))
             return tokens.at[n + 1].set(token), n + 1
 
-        tokens, n = po.scan(step, (jnp.array([0, -1, -1, -1, -1]), 0), length=4, until=lambda text: text[0][text[1]] == 2)
+        tokens, _ = po.scan(step, (jnp.array([0, -1, -1, -1, -1]), 0), length=4, until=lambda text: text[0][text[1]] == 2)
         return tokens
 
     mass = {}
