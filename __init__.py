@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from posterity.inference.mcmc.chain import Chain
     from posterity.inference.mcmc.pmmh import pmmh
     from posterity.inference.smc.conditional import conditional_smc
     from posterity.inference.smc.importance import importance
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chain",
     "Measure",
     "Population",
     "Posterior",
@@ -79,6 +81,7 @@ __all__ = [
 
 # Names are imported when they are first used (PEP 562): importing JAX takes seconds, and `posterity --help` needs none of it.
 _HOMES = {
+    "inference.mcmc.chain": ["Chain"],
     "inference.mcmc.pmmh": ["pmmh"],
     "inference.smc.conditional": ["conditional_smc"],
     "inference.smc.importance": ["importance"],
