@@ -57,9 +57,10 @@ class Measure(Weighted):
 
 def measure(values: Any, log_weights: np.ndarray, branches: int, choices: Mapping[str, Any] | None = None) -> Measure:
     """A measure from unnormalised log weights [n], its values in their order (unless they are very many)."""
-    columns = [column for x in jax.tree.leaves(values) for column in x.reshape(len(log_weights), -1).T]
-    if columns and len(log_weights) < 100_000:
+    m = len(log_weights)
+    columns = [column for x in jax.tree.leaves(values) for column in x.reshape(m, -1).T] if 0 < m < 100_000 else []
+    if columns:
         order = np.lexsort(columns[::-1])
         values, choices, log_weights = jax.tree.map(lambda x: x[order], (values, choices, log_weights))
-    log_evidence = float(np.logaddexp.reduce(log_weights)) if len(log_weights) else -np.inf
+    log_evidence = float(np.logaddexp.reduce(log_weights)) if m else -np.inf
     return Measure(values, log_weights - log_evidence, log_evidence, choices or {}, branches)
