@@ -14,18 +14,21 @@ from posterity.ppl.program import FunctionProgram
 from posterity.ppl.region import Region, Rewriting, rewritten
 
 
-class _Given(Rewriting):
-    """Base of those that set choices: each name has the candidates for its value; the one of the choice's shape is meant."""
+class Setting(Rewriting):
+    """Gives choices their values through NumPyro's handler. Each name has candidates, of which the one of the choice's shape is meant."""
 
+    handler: type[handlers.condition | handlers.do]
     counted = False
+
+    def __init__(self, options: Any, region: Region):
+        super().__init__(options, region)
+        self.now: dict[str, Any] = {}
+        self.setter = self.handler(data=self.now)
 
     def choice(self, msg: Any) -> None:
         if msg["name"] in self.names:
-            self.set(msg, self._value(msg["name"], msg["fn"].shape(msg["kwargs"].get("sample_shape", ()))))
-
-    def set(self, msg: Any, value: Array) -> None:
-        """Gives the choice its value."""
-        raise NotImplementedError
+            self.now[msg["name"]] = self._value(msg["name"], msg["fn"].shape(msg["kwargs"].get("sample_shape", ())))
+            self.setter.process_message(msg)
 
     def _value(self, name: str, shape: tuple[int, ...]) -> Array:
         for value in self.options[name]:
@@ -53,24 +56,16 @@ class _Given(Rewriting):
         super().postprocess_message(msg)
 
 
-class Condition(_Given):
-    """Observes choices, by NumPyro's handler."""
+class Condition(Setting):
+    """Observes choices."""
 
-    def set(self, msg: Any, value: Array) -> None:
-        handlers.condition(data={msg["name"]: value}).process_message(msg)
+    handler = handlers.condition
 
 
-class Do(_Given):
-    """Sets choices, by NumPyro's handler."""
+class Do(Setting):
+    """Intervenes on choices."""
 
-    def __init__(self, options: Any, region: Region):
-        super().__init__(options, region)
-        self.handler = handlers.do(data={})
-
-    def set(self, msg: Any, value: Array) -> None:
-        assert self.handler.data is not None
-        self.handler.data[msg["name"]] = value
-        self.handler.process_message(msg)
+    handler = handlers.do
 
 
 class Lift(Rewriting):

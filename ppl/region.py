@@ -83,13 +83,18 @@ class Rewriting(Messenger):
             self.choices[self._name] = msg["value"]
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None and not self.over:
-            self.finish()
-            unknown = sorted(self.names - self.met)
-            if unknown:
-                missing, there = (", ".join(map(repr, sorted(names))) for names in (unknown, self.met))
-                raise ValueError(f"{_name_of(type(self))}: the program has no {self.kind} named {missing}; its {self.kind}s are {there or 'none'}")
-        super().__exit__(kind, error, trace)
+        try:
+            if kind is None and not self.over:
+                self.finish()
+                self._check_names()
+        finally:
+            super().__exit__(kind, error, trace)
+
+    def _check_names(self) -> None:
+        unknown = self.names - self.met
+        if unknown:
+            missing, there = (", ".join(map(repr, sorted(names))) for names in (unknown, self.met))
+            raise ValueError(f"{_name_of(type(self))}: the program has no {self.kind} named {missing}; its {self.kind}s are {there or 'none'}")
 
 
 @dataclasses.dataclass(frozen=True)

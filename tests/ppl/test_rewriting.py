@@ -101,6 +101,18 @@ def test_numpyro_sees_the_same_density(rewrite):
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "rewrite",
+    [lambda p: informed(), lambda p: po.condition(p, {"x": jnp.array([0.9, 2.1, 3.7])}), lambda p: po.lift(p, {})],
+    ids=["propose", "condition", "lift"],
+)
+def test_numpyro_sees_the_same_density_of_steps(rewrite):
+    choices = {"x0": jnp.array(0.2), "x": jnp.array([0.9, 2.1, 3.7])}
+    expected, _ = log_density(walk(YS), (), {}, choices)
+    found, _ = log_density(rewrite(walk(YS)), (), {}, choices)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_numpyro_sees_the_sum_over_what_is_summed_out():
     x = jnp.array(0.3)
     expected = jnp.logaddexp(*[log_density(mixed(1.0), (), {}, {"z": jnp.array(z), "x": x})[0] for z in (0, 1)])
