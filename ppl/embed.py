@@ -24,9 +24,9 @@ class Atoms(dist.Distribution, Atomic):
 
     def __init__(self, values: Any, log_weights: Array, *, validate_args: bool | None = None):
         log_weights = jnp.asarray(log_weights)
-        self.values = values
+        self.values = jax.tree.map(jnp.asarray, values)
         self.log_probs = jax.nn.log_softmax(jnp.where(jnp.all(jnp.isneginf(log_weights)), 0.0, log_weights))
-        leaves = jax.tree.leaves(values)
+        leaves = jax.tree.leaves(self.values)
         event_shape = leaves[0].shape[1:] if len(leaves) == 1 else ()
         super().__init__(batch_shape=(), event_shape=event_shape, validate_args=validate_args)
 
@@ -67,7 +67,7 @@ def embed(name: str, posterior: Any) -> Any:
 
     Args:
       name: the site's name; its evidence is a potential called `name/evidence`.
-      posterior: a `Posterior`, or anything else with `values` (a pytree with leading axis n), `log_weights` [n] and `log_evidence`.
+      posterior: a `Posterior`, a `Measure`, or anything else with `values` (a pytree with leading axis n), `log_weights` [n] and `log_evidence`.
 
     Raises:
       TypeError: when `posterior` has no such fields.

@@ -351,3 +351,13 @@ def test_populations_that_are_not_normalised_are_embedded_with_all_their_mass():
         return po.embed("x", SimpleNamespace(values={"a": jnp.array([1, 2, 2])}, log_weights=jnp.log(weights), log_evidence=jnp.log(2.0)))["a"]
 
     assert_masses(program(), {1: 2.0, 2: 1.5})
+
+
+def test_an_exact_measure_is_an_initial_law():
+    exact = po.exact(finite.static(*arrays(*STATIC)))
+
+    @po.program
+    def program():
+        return po.embed("pair", exact)
+
+    assert_masses(program(), exact.outcomes())
