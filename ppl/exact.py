@@ -19,11 +19,8 @@ from posterity.ppl.branching import Branch, Chain, Law, law, scripted
 from posterity.ppl.component import State
 from posterity.ppl.effects import isolated
 from posterity.ppl.measure import Measure, measure
-from posterity.ppl.outcomes import outcomes
 from posterity.ppl.program import Program, as_program, choices_of
 from posterity.ppl.script import Script
-
-__all__ = ["exact", "law_of", "outcomes"]
 
 LIMIT = 20_000_000
 

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 import posterity as po
-from posterity.ppl.exact import outcomes
+from posterity.ppl.outcomes import outcomes
 
 
 def test_later_draws_may_depend_on_earlier_ones():

@@ -17,7 +17,7 @@ from numpyro import handlers
 
 import posterity as po
 from posterity.ppl import component
-from posterity.ppl.exact import outcomes
+from posterity.ppl.outcomes import outcomes
 
 STEPS, N = 4, 6
 
