@@ -103,20 +103,21 @@ def resample_below(
     return population, Info(ess, degenerate, ancestors)
 
 
-def move(key: PRNGKeyArray, program: Program, population: Population, kernel: Kernel, time: Array | int, times: int = 1) -> Population:
-    """Every particle, run for `time` steps so far, moved `times` times by the kernel; weights stay.
+def move(key: PRNGKeyArray, program: Program, population: Population, kernel: Kernel, time: Array | int, times: int = 1) -> tuple[Population, Float[Array, ""]]:
+    """Every particle, run for `time` steps so far, moved `times` times by the kernel; weights stay. Also the share accepted (NaN for no moves).
 
     How often must not depend on the particles: moving only those that were just resampled by `resample_below` would bias the result.
     """
 
     def once(state):
-        count, particles, invalid = state
+        count, particles, invalid, accepted = state
         particles, moved = kernel(jax.random.fold_in(key, count), program, particles, time=time)
-        return count + 1, particles, invalid + jnp.sum(moved.invalid, dtype=jnp.int32)
+        return count + 1, particles, invalid + jnp.sum(moved.invalid, dtype=jnp.int32), accepted + jnp.sum(moved.accepted, dtype=jnp.int32)
 
-    start = (jnp.zeros((), jnp.int32), population.particles, population.invalid)
-    _, particles, invalid = loop(lambda state: state[0] < times, once, start, limit=times)
-    return replace(population, particles=particles, invalid=invalid)
+    none = jnp.zeros((), jnp.int32)
+    start = (none, population.particles, population.invalid, none)
+    _, particles, invalid, accepted = loop(lambda state: state[0] < times, once, start, limit=times)
+    return replace(population, particles=particles, invalid=invalid), accepted / jnp.asarray(population.size * times, float)
 
 
 def evidence(population: Population) -> Float[Array, ""]:

@@ -25,6 +25,7 @@ class Info(NamedTuple):
     ess: Float[Array, ""]  # effective sample size when the step began
     resampled: Bool[Array, ""]
     ancestors: Int[Array, " n"] | None  # int32, the identity where nothing was resampled; None where no history is kept
+    accepted: Float[Array, ""] | float = jnp.nan  # the share of moves accepted; NaN where none are made
 
 
 class Run(NamedTuple):
@@ -86,7 +87,8 @@ def _begin(key: PRNGKeyArray, program: Program, n: int, init: Callable, history:
         population = init(init_key, program, n)
         length = program.length
         kept = jnp.zeros((length, n), jnp.int32) if history else None
-        record = Info(jnp.full(length, jnp.nan, population.log_weights.dtype), jnp.zeros(length, bool), kept)
+        unknown = jnp.full(length, jnp.nan, population.log_weights.dtype)
+        record = Info(unknown, jnp.zeros(length, bool), kept, unknown)
         return Run(loop_key, jnp.zeros((), jnp.int32), population, record)
 
 
@@ -127,6 +129,7 @@ def _finish(run: Run, program: Program) -> Posterior:
         resampled=record.resampled,
         ancestors=record.ancestors,
         choices=choices,
+        acceptance=record.accepted,
     )
 
 

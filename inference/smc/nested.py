@@ -18,6 +18,7 @@ from posterity.inference.smc.resampling import Ancestors, scheme
 from posterity.ppl.effects import isolated, particle_map, sample
 from posterity.ppl.population import Population
 from posterity.ppl.program import Program, is_program, program
+from posterity.ppl.transform import times
 
 
 class Draw(NamedTuple):
@@ -79,7 +80,7 @@ class Nested:
 
         n = log_potential.shape[0]
         populations, log_evidence, drawn = particle_map(one, (0, 0), (0, 0, 0))(jax.random.split(key, n), parameters)
-        log_weights = _invalid_as_nan(log_potential + log_evidence, populations)
+        log_weights = times(log_potential, _invalid_as_nan(log_evidence, populations))
         return NestedParticles(parameters, populations, log_weights, drawn, jnp.zeros(n, jnp.int32))
 
     def step(self, key: PRNGKeyArray, particles: NestedParticles, *, where: Bool[Array, " n"] | None = None) -> tuple[NestedParticles, Float[Array, " n"]]:
@@ -96,7 +97,7 @@ class Nested:
         keys = jax.random.split(key, active.shape[0])
         populations, growth, drawn = particle_map(one, (0, 0, 0), (0, 0, 0))(keys, particles.parameters, particles.populations)
         growth = _invalid_as_nan(growth, populations)
-        stepped = replace(particles, populations=populations, log_weights=particles.log_weights + growth, drawn=drawn)
+        stepped = replace(particles, populations=populations, log_weights=times(particles.log_weights, growth), drawn=drawn)
         return replace(choose(active, stepped, particles), time=particles.time + asked), jnp.where(active, growth, 0.0)
 
     def select(self, particles: NestedParticles, ancestors: Int[Array, " m"]) -> NestedParticles:

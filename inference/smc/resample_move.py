@@ -32,8 +32,8 @@ def step(
     """One generation: resample when the effective sample size falls below `threshold * n`, move, advance."""
     resample_key, move_key, advance_key = jax.random.split(key, 3)
     population, info = resample_below(threshold, resample_key, program, population, resampling)
-    population = move(move_key, program, population, kernel, jnp.max(population.particles.time), moves)
-    return advance(advance_key, program, population), info
+    population, accepted = move(move_key, program, population, kernel, jnp.max(population.particles.time), moves)
+    return advance(advance_key, program, population), info._replace(accepted=accepted)
 
 
 def resample_move(

@@ -72,7 +72,7 @@ def collapsed(key, program):
 def moved(key, program):
     """Two particles, each moved twice before they are measured."""
     program = po.recorded(program)
-    return measured(program, blocks.move(key, program, blocks.spawn(key, program, 2), suffix_mh, 0, times=2))
+    return measured(program, blocks.move(key, program, blocks.spawn(key, program, 2), suffix_mh, 0, times=2)[0])
 
 
 @pytest.mark.parametrize("n", [1, 3])

@@ -65,7 +65,7 @@ def only_after_resampling(key, program, population):
     """Resample-move that moves when the weights were uneven: which the particles decide."""
     population, info = blocks.resample_below(0.8, key, program, population)
     time = jnp.max(population.particles.time)
-    population = cond(info.resampled, lambda p: blocks.move(key, program, p, suffix_mh, time), lambda p: p, population)
+    population = cond(info.resampled, lambda p: blocks.move(key, program, p, suffix_mh, time)[0], lambda p: p, population)
     return blocks.advance(key, program, population), info
 
 
@@ -74,7 +74,7 @@ def run_with(step, **options):
 
 
 def always(key, program, population):
-    population = blocks.move(key, program, population, suffix_mh, jnp.max(population.particles.time))
+    population, _ = blocks.move(key, program, population, suffix_mh, jnp.max(population.particles.time))
     return blocks.advance(key, program, population), blocks.Info(jnp.ones(()), jnp.zeros((), bool), None)
 
 

@@ -102,6 +102,9 @@ def test_resample_move_finds_the_evidence_and_the_state():
     evidence, last = kalman(0.8)
     assert close(posterior.log_evidence, evidence, 0.08)
     assert close(posterior.expect(), last, 0.03)
+    assert posterior.acceptance[0] == 1  # at the beginning nothing has been weighed yet
+    assert jnp.all((posterior.acceptance[1:] > 0.02) & (posterior.acceptance[1:] < 0.9))
+    assert jnp.all(jnp.isnan(po.resample_move(jax.random.key(0), model()(0.8), n=4, moves=0).acceptance))
 
 
 def test_moves_keep_values_of_a_constant_apart():
