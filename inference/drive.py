@@ -129,7 +129,7 @@ def _finish(run: Run, program: Program) -> Posterior:
         resampled=record.resampled,
         ancestors=record.ancestors,
         choices=choices,
-        acceptance=record.accepted,
+        acceptance=jnp.asarray(record.accepted),
     )
 
 
