@@ -72,9 +72,10 @@ class Rewriting(Messenger):
         elif msg["type"] == "sample" and msg["is_observed"]:
             self.potential(msg)
         elif msg["type"] == "sample":
-            self.met.add(msg["name"])
-            self._name = msg["name"]  # handlers outside may rename it
+            name = msg["name"]  # handlers may rename it
+            self.met.add(name)
             self.choice(msg)
+            self._name = name
         elif msg["type"] == "plate":
             self._name = msg["name"]
 

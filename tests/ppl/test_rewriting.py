@@ -63,6 +63,14 @@ def test_a_learned_proposal_is_not_compiled_again():
     assert len(traced) == before
 
 
+def test_a_proposal_may_have_numpyro_parameters():
+    def parametric(x, y):
+        return towards((numpyro.param("a", 0.01), numpyro.param("b", 0.99), numpyro.param("c", 0.1)), x, y)
+
+    found = run(po.propose(walk(YS), {"x": parametric}))
+    np.testing.assert_allclose(found.log_evidence, run(informed()).log_evidence, rtol=1e-5)
+
+
 def test_a_proposal_is_learned_through_the_weights():
     def loss(weights):
         program = informed(weights)
