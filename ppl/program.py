@@ -22,6 +22,7 @@ from numpyro import handlers
 from posterity.ppl import component
 from posterity.ppl.effects import AtScan, Replay, Scan, in_model, isolated, particle_map
 from posterity.ppl.errors import Located, check_carry, log_density
+from posterity.ppl.randomness import with_own_key
 
 if TYPE_CHECKING:
     from posterity.ppl.describe import Description
@@ -158,7 +159,7 @@ class FunctionProgram:
             return _choices(sites), carry, _log_potential(sites), shared
 
         with _one_start(self.name):
-            choices, plain, log_potential, sources = particle_map(begin, (0,), (0, 0, 0, None))(jax.random.split(key, n))
+            choices, plain, log_potential, sources = particle_map(with_own_key(begin), (None, 0), (0, 0, 0, None))(key, jnp.arange(n))
         if not reached:
             return Particles(choices, [], jnp.zeros((), jnp.int32), jnp.ones(n, bool)), log_potential
         length, driven, rest = reached[0].length, reached[0].xs is not None, iter(plain)
@@ -192,9 +193,10 @@ class FunctionProgram:
             log_potential = log_potential + jnp.where(ended, _log_potential(at_end), 0.0)
             return after, ended, jnp.where(active, log_potential, 0.0), sources
 
-        keys = jax.random.split(key, active.shape[0])
-        batched = particle_map(one, (0, 0, 0, None if together else 0, 0), (0, 0, 0, None))
-        after, ended, log_potential, sources = batched(keys, particles.choices, component.views(particles.carry), particles.time, active)
+        batched = particle_map(with_own_key(one), (None, 0, 0, 0, None if together else 0, 0), (0, 0, 0, None))
+        after, ended, log_potential, sources = batched(
+            key, jnp.arange(active.shape[0]), particles.choices, component.views(particles.carry), particles.time, active
+        )
         carry = component.advance(particles.carry, after, sources, active)
         time = particles.time + (1 if together else active.astype(jnp.int32))
         return Particles(particles.choices, carry, time, particles.ended | (active & ended)), log_potential
