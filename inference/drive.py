@@ -25,7 +25,7 @@ class Info(NamedTuple):
     ess: Float[Array, ""]  # effective sample size when the step began
     resampled: Bool[Array, ""]
     ancestors: Int[Array, " n"] | None  # int32, the identity where nothing was resampled; None where no history is kept
-    accepted: Float[Array, ""] | float = jnp.nan  # the share of moves accepted; NaN where none are made
+    accepted: Float[Array, ""] | None = None  # the share of moves accepted; None in algorithms that make none
 
 
 class Run(NamedTuple):
@@ -37,10 +37,10 @@ class Run(NamedTuple):
     record: Info  # of all steps, [length, ...]; without ancestors when no history is kept
 
 
-def drive(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, *, history: bool, progress: bool, until_done: bool = True) -> Posterior:
+def drive(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, *, history: bool, progress: bool, moves: bool = False) -> Posterior:
     """`init`, then `step(key, program, population) -> (population, info)` until all particles are done, then the posterior.
 
-    With `until_done` False it makes all the program's steps: what is done now may be moved, and go on.
+    An algorithm that `moves` particles makes all the program's steps: what is done now may be moved, and go on.
     `step` is a pytree (`jax.tree_util.Partial`): its options are traced, so that other values do not recompile.
     """
     if isinstance(program, Definition):
@@ -51,64 +51,63 @@ def drive(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Cal
     check_key(key)
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n must be at least 1 particle, got {n!r}")
-    options = (key, program, int(n), init, step, history, until_done)
+    options = (key, program, int(n), init, step, history, moves)
     run = _stepwise if progress else _compiled.__wrapped__ if followed() else _compiled  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
     posterior = run(*options)
     _check(posterior, program)
     return posterior
 
 
-@functools.partial(jax.jit, static_argnames=("n", "init", "history", "until_done"))
-def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: bool, until_done: bool) -> Posterior:
-    run = _begin(key, program, n, init, history)
+@functools.partial(jax.jit, static_argnames=("n", "init", "history", "moves"))
+def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: bool, moves: bool) -> Posterior:
+    run = _begin(key, program, n, init, history, moves)
     steps = run.record.ess.shape[0]
     if steps:
-        run = loop(lambda run: _going(run, program, until_done), lambda run: _advance(run, program, step), run, limit=steps)
+        run = loop(lambda run: _going(run, program, moves), lambda run: _advance(run, program, step), run, limit=steps)
     return _finish(run, program)
 
 
-def _stepwise(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: bool, until_done: bool) -> Posterior:
-    begin = jax.jit(_begin, static_argnames=("n", "init", "history"))
-    going, advance, finish = jax.jit(_going, static_argnames="until_done"), jax.jit(_advance, donate_argnames="run"), jax.jit(_finish)
+def _stepwise(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: bool, moves: bool) -> Posterior:
+    begin = jax.jit(_begin, static_argnames=("n", "init", "history", "moves"))
+    going, advance, finish = jax.jit(_going, static_argnames="moves"), jax.jit(_advance, donate_argnames="run"), jax.jit(_finish)
     with Progress(
         *Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"), console=Console(stderr=True), transient=True
     ) as bar:
         task = bar.add_task(repr(program), total=program.length)
-        run = begin(key, program, n, init, history)
-        while going(run, program, until_done):
+        run = begin(key, program, n, init, history, moves)
+        while going(run, program, moves):
             run = advance(run, program, step)
             bar.update(task, completed=int(run.time))
     return finish(run, program)
 
 
-def _begin(key: PRNGKeyArray, program: Program, n: int, init: Callable, history: bool) -> Run:
+def _begin(key: PRNGKeyArray, program: Program, n: int, init: Callable, history: bool, moves: bool) -> Run:
     with isolated():
         init_key, loop_key = jax.random.split(key)
         population = init(init_key, program, n)
         length = program.length
         kept = jnp.zeros((length, n), jnp.int32) if history else None
         unknown = jnp.full(length, jnp.nan, population.log_weights.dtype)
-        record = Info(unknown, jnp.zeros(length, bool), kept, unknown)
+        record = Info(unknown, jnp.zeros(length, bool), kept, unknown if moves else None)
         return Run(loop_key, jnp.zeros((), jnp.int32), population, record)
 
 
-def _going(run: Run, program: Program, until_done: bool) -> Array:
-    """Until the last step, or all particles are done if that is enough.
+def _going(run: Run, program: Program, moves: bool) -> Array:
+    """Until all particles are done, or the last step where moves may bring them back to life.
 
     A run that can come to nothing (no weight left, or an invalid potential) stops where that is seen.
     """
     population = run.population
     fruitful = jnp.any(population.log_weights > -jnp.inf) & (population.invalid == 0)
-    ended = jnp.all(program.done(population.particles)) if until_done else False
+    ended = False if moves else jnp.all(program.done(population.particles))
     return fruitful & (run.time < run.record.ess.shape[0]) & ~jnp.asarray(ended)
 
 
 def _advance(run: Run, program: Program, step: Callable) -> Run:
     with isolated():
         population, info = step(jax.random.fold_in(run.key, run.time), program, run.population)
-    record = jax.tree.map(
-        lambda rows, row: rows.at[run.time].set(row), run.record, info._replace(ancestors=None if run.record.ancestors is None else info.ancestors)
-    )
+    kept = info._replace(**{name: None for name, rows in run.record._asdict().items() if rows is None})
+    record = jax.tree.map(lambda rows, row: rows.at[run.time].set(row), run.record, kept)
     return Run(run.key, run.time + 1, population, record)
 
 
@@ -129,7 +128,7 @@ def _finish(run: Run, program: Program) -> Posterior:
         resampled=record.resampled,
         ancestors=record.ancestors,
         choices=choices,
-        acceptance=jnp.asarray(record.accepted),
+        acceptance=record.accepted,
     )
 
 

@@ -34,7 +34,7 @@ class Posterior(Weighted):
     resampled: Bool[Array, " length"]  # before which steps
     ancestors: Int[Array, "length n"] | None  # int32, or None when the run kept no history
     choices: dict[str, Any] = struct.field(default_factory=dict)  # [n, ...] by name: what the program's initial law chose
-    acceptance: Float[Array, " length"] | None = None  # share of moves accepted before each step; NaN where none were made
+    acceptance: Float[Array, " length"] | None = None  # share of moves accepted before each step, NaN for steps not made; None when the algorithm moves nothing
 
     def __repr__(self) -> str:
         return f"Posterior(n={len(self)}, log_evidence={float(self.log_evidence):.4g}, ess={float(self.ess):.1f}, steps={int(self.steps)})"

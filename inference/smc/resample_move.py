@@ -106,7 +106,7 @@ def rejuvenated(
     check_counts(moves=(moves, 0))
     options = {"kernel": kernel, "threshold": share(threshold)}
     step = jax.tree_util.Partial(_step_with(scheme(resampling), moves), **options)
-    return drive(key, program, n, spawn, step, history=history, progress=progress, until_done=False)
+    return drive(key, program, n, spawn, step, history=history, progress=progress, moves=True)
 
 
 @functools.cache
