@@ -8,14 +8,14 @@ depends on become one, so that a hidden Markov model costs a forward recursion a
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from posterity.ppl.script import Script
@@ -41,7 +41,7 @@ class Chain(NamedTuple):
     """
 
     init: Callable[..., Branch]  # its state is None
-    step: Callable[..., Branch | None]  # None when there are no steps
+    step: Callable[..., Branch]
     final: Callable[..., Branch]
     quick: bool = False  # to be compiled quickly rather than to run fast
 
@@ -53,8 +53,8 @@ class Rows(NamedTuple):
     log_weights: np.ndarray
     done: np.ndarray
 
-    def where(self, chosen: np.ndarray) -> "Rows":
-        return Rows([x[chosen] for x in self.leaves], self.log_weights[chosen], self.done[chosen])
+    def at(self, chosen: Any) -> "Rows":
+        return jax.tree.map(lambda x: x[chosen], self)
 
 
 class Law(NamedTuple):
@@ -77,74 +77,65 @@ def law(chain: Chain, args: Any, limit: int) -> Law:
     rows = init.expand(shared, Rows([], np.zeros(1), np.zeros(1, bool)), limit, "the beginning")
     branches, ended = init.size, []
     for time in itertools.count(1):
-        ended.append(rows.where(rows.done))
-        rows = _merged(rows.where(~rows.done))
-        if step is None or not len(rows.done):
+        ended.append(rows.at(rows.done))
+        rows = _merged(rows.at(~rows.done))
+        if not len(rows.done):
             break
         branches += len(rows.done) * step.size
         rows = step.expand(shared, rows, limit, f"step {time}")
     rows = _merged(_joined(ended))
     branches += len(rows.done) * (final.size - 1)
     rows = _merged(final.expand(shared, rows, limit, "the end"))
-    return Law(jax.tree.unflatten(final.tree, rows.leaves), rows.log_weights, branches)
+    return Law(jax.tree.unflatten(jax.tree.structure(final.out), rows.leaves), rows.log_weights, branches)
 
 
 @functools.lru_cache(maxsize=64)
-def _stages(chain: Chain, tree: Any, shapes: tuple) -> tuple["_Stage", "_Stage | None", "_Stage"]:
+def _stages(chain: Chain, tree: Any, shapes: tuple) -> tuple["_Stage", "_Stage", "_Stage"]:
     """The chain's three functions, traced once for all arguments of these shapes."""
     args = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes])
     init = _Stage(chain.init, args, None)
     step, final = _Stage(chain.step, args, init.out), _Stage(chain.final, args, init.out)
-    live = final.needs([True] * len(final.avals_out))[1]
-    while True:
-        more = [a or b for a, b in zip(live, step.needs(live)[1], strict=True)] if step.choices is not None else live
-        if more == live:
-            break
-        live = more
+    live, before = final.needs([True] * final.width), []
+    while live != before:
+        live, before = [a or b for a, b in zip(live, step.needs(live), strict=True)], live
     options = _QUICK_TO_BUILD if chain.quick else None
     init.compile([], live, options)
     step.compile(live, live, options)
-    final.compile(live, [True] * len(final.avals_out), options)
-    return init, step if step.choices is not None else None, final
+    final.compile(live, [True] * final.width, options)
+    return init, step, final
 
 
 class _Stage:
     """One function of a chain, traced; `compile` fixes which leaves of the rows are kept."""
 
-    def __init__(self, function: Callable[..., Branch | None], args: Any, state: Any):
+    def __init__(self, function: Callable[..., Branch], args: Any, state: Any):
         def traced(args, state, key, code):
             with jax.disable_jit():  # so that draws in code that is compiled apart are met here
                 branch = function(args, state, key, code)
-            self.choices = None if branch is None else branch.choices
-            return () if branch is None else (branch.state, branch.log_weight, branch.done)
+            self.choices = branch.choices
+            return branch[:3]
 
+        self.choices: list[tuple[str, int]] = []
         inputs = (args, state, jax.eval_shape(lambda: jax.random.key(0)), jnp.zeros((), jnp.int64))
-        self.choices: list[tuple[str, int]] | None = None
-        self.jaxpr, shape = jax.make_jaxpr(traced, return_shape=True)(*inputs)
-        self.shared, self.width = len(jax.tree.leaves(args)), len(jax.tree.leaves(state))
-        if shape:
-            self.out, self.tree, self.avals_out = shape[0], jax.tree.structure(shape[0]), jax.tree.leaves(shape[0])
-            self.size = math.prod(size for _, size in self.choices or [])
+        self.jaxpr, (self.out, *_) = jax.make_jaxpr(traced, return_shape=True)(*inputs)
+        self.given, self.shared, self.width = len(jax.tree.leaves(state)), len(jax.tree.leaves(args)), len(jax.tree.leaves(self.out))
+        self.size = math.prod(size for _, size in self.choices)
 
-    def needs(self, live: list[bool]) -> tuple[bool, list[bool]]:
-        """Whether the weight, `done` and the `live` leaves of the outcome depend on the key, and on which leaves of the state."""
-        used = dce_jaxpr(self.jaxpr.jaxpr, [*live, True, True])[1]
-        return used[-2], used[self.shared : self.shared + self.width]
+    def needs(self, live: list[bool]) -> list[bool]:
+        """On which leaves of the state the weight, `done` and the `live` leaves of the outcome depend."""
+        return dce_jaxpr(self.jaxpr.jaxpr, [*live, True, True])[1][self.shared : self.shared + self.given]
 
     def compile(self, live_in: list[bool], live_out: list[bool], options: dict[str, Any] | None) -> None:
-        if self.choices is None:
-            return
-        if self.needs(live_out)[0]:
+        jaxpr, used = dce_jaxpr(self.jaxpr.jaxpr, [*live_out, True, True])
+        if used[-2]:
             raise ValueError("enumeration: something is drawn from a random key directly; draw it by po.sample or ppl.effects.draw, where a handler can see it")
-        self.live_out = live_out
-        function, (*avals, key) = jaxpr_as_fun(self.jaxpr), self.jaxpr.in_avals[self.shared : -1]
-        blanks = [None if live else _blank(aval) for aval, live in zip(avals, live_in or [False] * len(avals), strict=True)]
+        function = jaxpr_as_fun(ClosedJaxpr(jaxpr, self.jaxpr.consts))
 
         def branch(shared, leaves, before, code):
             rest = iter(leaves)
-            state = [next(rest) if blank is None else blank for blank in blanks]
-            *out, log_weight, done = function(*shared, *state, _blank(key), code)
-            return list(itertools.compress(out, live_out)), before + log_weight, done
+            state = [next(rest) if live else None for live in live_in]
+            *out, log_weight, done = function(*itertools.compress([*shared, *state, None, code], used))
+            return Rows(out, before + log_weight, done)
 
         self.run = jax.jit(jax.vmap(jax.vmap(branch, (None, None, None, 0)), (None, 0, 0, None)), compiler_options=options)
 
@@ -152,25 +143,22 @@ class _Stage:
         """All branches of positive weight of every row."""
         m = len(rows.done)
         if m * self.size > limit:
-            sizes = ", ".join(f"{name!r} {size}" for name, size in self.choices or [])
+            sizes = ", ".join(f"{name!r} {size}" for name, size in self.choices)
             raise ValueError(
                 f"enumeration: {where} has {m * self.size:.4g} branches, {m:,} states times the sizes of the supports ({sizes}); the limit is {limit:,}"
             )
-        if not m:
-            kept = itertools.compress(self.avals_out, self.live_out)
-            return Rows([np.zeros((0, *aval.shape), aval.dtype) for aval in kept], np.zeros(0), np.zeros(0, bool))
-        return _joined([self._block(shared, block, codes) for block in _blocks(rows, max(1, _BLOCK // self.size)) for codes in _codes(self.size)])
+        codes, together = min(self.size, _BLOCK), max(1, _BLOCK // self.size)  # codes beyond the last have probability zero
+        starts = itertools.product(range(0, max(m, 1), together), range(0, self.size, codes))
+        return _joined([self._block(shared, rows.at(slice(i, i + together)), np.arange(k, k + codes), together) for i, k in starts])
 
-    def _block(self, shared: list, rows: Rows, codes: np.ndarray) -> Rows:
+    def _block(self, shared: list, rows: Rows, codes: np.ndarray, together: int) -> Rows:
         m = len(rows.done)
-        padding = (8 ** math.ceil(round(math.log(m, 8), 9)) if m < _BLOCK // self.size else m) - m  # few shapes: few compilations
-        leaves, before = [np.concatenate([x, np.repeat(x[:1], padding, 0)]) for x in rows.leaves], np.pad(rows.log_weights, (0, padding))
-        out, log_weights, done = jax.device_get(self.run(shared, leaves, before, codes))
-        out, log_weights, done = [x[:m] for x in out], log_weights[:m], done[:m]
-        if np.any(np.isnan(log_weights) | np.isposinf(log_weights)):
+        padded = min(8 ** math.ceil(round(math.log(max(m, 1), 8), 9)), together)  # few shapes: few compilations
+        leaves, before, _ = jax.tree.map(lambda x: np.resize(x, (padded, *x.shape[1:])), rows)
+        found = jax.device_get(self.run(shared, leaves, before, codes)).at(slice(m))
+        if np.any(np.isnan(found.log_weights) | np.isposinf(found.log_weights)):
             raise ValueError("enumeration: a log potential is NaN or +inf (each must be finite or -inf), or the probabilities of a choice do not sum to one")
-        alive = log_weights > -np.inf
-        return Rows([x[alive] for x in out], log_weights[alive], done[alive])
+        return found.at(found.log_weights > -np.inf)
 
 
 def scripted(function: Callable[[], tuple[Any, Array, Array]], code: Array) -> Branch:
@@ -185,21 +173,8 @@ def weigh(log_prob: Array, log_potential: Array) -> Array:
     return jnp.where(jnp.isneginf(log_prob), -jnp.inf, log_prob + log_potential)
 
 
-def _blocks(rows: Rows, size: int) -> Iterator[Rows]:
-    return (rows.where(np.arange(i, min(i + size, len(rows.done)))) for i in range(0, len(rows.done), size))
-
-
-def _codes(size: int) -> Iterator[np.ndarray]:
-    """All codes in arrays of one length; codes beyond the last have probability zero."""
-    length = min(size, _BLOCK)
-    return (np.arange(i, i + length) for i in range(0, size, length))
-
-
 def _joined(parts: list[Rows]) -> Rows:
-    if len(parts) == 1:
-        return parts[0]
-    leaves = [np.concatenate(xs) for xs in zip(*(part.leaves for part in parts), strict=True)]
-    return Rows(leaves, np.concatenate([part.log_weights for part in parts]), np.concatenate([part.done for part in parts]))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
 def _merged(rows: Rows) -> Rows:
@@ -247,10 +222,3 @@ def _wide(leaf: Any) -> Any:
     """In 64 bits: results are as exact as the numbers that went in."""
     wider = {np.dtype(np.float32): np.float64, np.dtype(np.int32): np.int64}.get(getattr(leaf, "dtype", None))
     return leaf if wider is None else jnp.asarray(leaf, wider)
-
-
-def _blank(aval: Any) -> Array:
-    """Anything, in the place of a leaf that nothing depends on."""
-    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(0), aval.shape)
-    return jnp.zeros(aval.shape, aval.dtype)

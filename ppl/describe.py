@@ -1,9 +1,8 @@
 """Programs and executions as tables: what a program is made of, and what one particle did."""
 
 import dataclasses
-import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -18,11 +17,10 @@ from numpyro.primitives import default_process_message
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from posterity.ppl import component
-from posterity.ppl.effects import Atomic, Decider, Scan, isolated
-from posterity.ppl.errors import Located, check_carry, log_density, short
+from posterity.ppl.effects import SCAN, Atomic, Decider, isolated
+from posterity.ppl.errors import Located, log_density, short
 from posterity.ppl.program import FunctionProgram, Program, as_program, is_program
 from posterity.ppl.queries import Answer
 
@@ -88,56 +86,39 @@ def describe(program: Any) -> Description:
     [('x0', 'initial law', 'choice', 'real'), ('x', 'step', 'choice', 'real'), ('y', 'step', 'observed', 'real')]
     """
     program = as_program(program)
-    return _of_function(program) if isinstance(program, FunctionProgram) else _of_any(program)
-
-
-def _of_function(program: FunctionProgram) -> Description:
-    found: list[Any] = [[], [], 0]
-
-    def run(key: Array) -> None:
-        def at_scan(scan: Scan, sites: dict) -> Any:
-            flat, tree, sources = component.split(scan.init)
-            states = component.spawn(flat, sources, 1, scan.length)
-            before = jax.tree.unflatten(tree, [component.first(view) for view in component.views(states)])
-            x = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x)[1:], jnp.result_type(x)), scan.xs)
-            check_carry(program.name, before, scan.step(before, x))
-            found[:] = _leaves(before), _leaves(x), scan.length
-            return jax.tree.unflatten(tree, [component.first(view) for view in component.results(states)])
-
-        sites, value = program._execute(key, {}, at_scan)
-        found.extend([[_site(site) for site in sites.values()], _leaves(value)])
-
-    with isolated():
-        jax.eval_shape(run, jax.random.key(0))
-    carry, inputs, length, sites, value = found
-    return Description(_name(program), length, sites, carry, inputs, value)
-
-
-def _of_any(program: Program) -> Description:
-    def run(key: Array) -> Any:
-        particles, _ = program.init(key, 1)
-        one = lambda batch: jax.tree.map(lambda x: x[0] if x.ndim else x, batch)  # noqa: E731
-        return one(program.value(particles)), None if inner else one(particles)
-
     fields = dataclasses.fields(program) if dataclasses.is_dataclass(program) else ()
     inner = [x for field in fields for x in jax.tree.leaves(getattr(program, field.name), is_leaf=is_program) if is_program(x)]
-    with isolated():
-        value, particles = jax.eval_shape(run, jax.random.key(0))
-    return Description(_name(program), program.length, [], _leaves(particles), [], _leaves(value), tuple(map(describe, inner)))
+    recorder, function, one = _Recorder(), isinstance(program, FunctionProgram), lambda batch: jax.tree.map(lambda x: x[0] if x.ndim else x, batch)
+    found = {"sites": [], "carry": [], "inputs": []}
+
+    def run(key: Array) -> None:
+        particles, _ = program.init(key, 1)
+        if function and program.length:
+            program.step(key, particles)
+        found["value"] = _leaves(one(program.value(particles)))
+        if function:
+            found["sites"] = [_site(site) for site in {site["name"]: site for site in recorder.sites}.values()]
+            for scan in recorder.scans:
+                x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), scan.xs)
+                found["carry"], found["inputs"] = _leaves(scan.init), _leaves(x)
+        elif not inner:
+            found["carry"] = _leaves(one(particles))
+
+    with recorder, isolated():
+        jax.eval_shape(run, jax.random.key(0))
+    return Description(_name(program), program.length, inner=tuple(map(describe, inner)), **found)
 
 
 def _site(site: dict) -> Site:
-    kind, law, support, shown = _kind(site), "", "", site["value"]
-    if kind == "factor":
-        shown = site["fn"].log_prob(site["value"])
-    elif site["type"] == "sample":
-        law, support = _law(site["fn"]), _support(site["fn"])
-    return Site(site["name"], site["part"], kind, law, support, ", ".join(leaf.value for leaf in _leaves(shown)), short(site["line"]))
+    kind = _kind(site)
+    law, support = (_law(site["fn"]), _support(site["fn"])) if kind in ("choice", "observed") else ("", "")
+    value = log_density(site) if kind == "factor" else site["value"]
+    return Site(site["name"], site["part"], kind, law, support, ", ".join(leaf.value for leaf in _leaves(value)), short(site["line"]))
 
 
 def _kind(site: dict) -> str:
-    if site["type"] != "sample":
-        return site["type"]
+    if site["type"] != "sample" or site["part"] == "draw":
+        return site["type"].replace("sample", "draw")
     return "choice" if not site["is_observed"] else "factor" if site["fn"].event_shape == (0,) else "observed"
 
 
@@ -212,62 +193,33 @@ class Trace:
     def __repr__(self) -> str:
         rows = []
         for step, (potential, total) in enumerate(zip(self.log_potentials, np.cumsum(self.log_potentials), strict=True)):
-            events = [event for event in self.sites if event.step == step]
-            for event in events:
-                rows.append((str(step) if event is events[0] else "", event.name, event.kind, event.law, event.words, _number(event.log_prob), "", ""))
-            weighed = (_number(potential), _number(total))
-            rows.append((*rows.pop()[:-2], *weighed) if events else (str(step), "", "", "", "", "", *weighed))
+            events = [event for event in self.sites if event.step == step] or [Event(step, "", "", "", None, None, "")]
+            rows += [["", e.name, e.kind, e.law, e.words, "" if e.log_prob is None else _number(e.log_prob), "", ""] for e in events]
+            rows[-len(events)][0], rows[-1][-2:] = str(step), [_number(potential), _number(total)]
         titles = ["step", "site", "kind", "law", "a value", "log prob", "log potential", "total (nats)"]
         return f"one execution of {self.name}\n{_table(titles, rows, right=3)}\nvalue: {_words(None, self.value)}, log weight {_number(self.log_weight)}"
 
 
 class _Recorder(Decider):
-    """Lets every draw be made as it would be, and keeps it. Branches and loops run in Python, so that each is seen with its value."""
+    """Lets every draw be made as it would be, and keeps it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.step, self.events, self.at_end = 0, [], {}
+        self.step, self.sites, self.scans = 0, [], []
         self.initial: set[tuple[str, str]] = set()  # sites of the initial law: later executions replay them
 
-    def next_step(self) -> int:
-        """Begins the next step; how many there were before."""
-        self.step, self.at_end = self.step + 1, {}
-        return self.step - 1
-
     def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample":
-            return
         default_process_message(msg)
-        site = (msg.get("program"), msg["name"])
-        replayed = msg.get("part") == "initial law" and (self.step > 0 or site in self.initial)
-        self.initial |= {site}
-        if not (replayed or any(isinstance(x, Tracer) for x in jax.tree.leaves(msg["value"]))):
-            event = self._event(msg)
-            if msg.get("part") == "end":
-                self.at_end[event.name] = event  # they are evaluated after every step, and count after the last
-            else:
-                self.events.append(event)
-
-    def _event(self, msg: Any) -> Event:
-        kind = _kind(msg) if "part" in msg else "draw"
-        if kind == "factor":
-            return Event(self.step, msg["name"], kind, "", None, float(log_density(msg)), "")
-        return Event(self.step, msg["name"], kind, _law(msg["fn"]), jax.device_get(msg["value"]), float(log_density(msg)), _words(msg["fn"], msg["value"]))
+        if msg["type"] == SCAN:
+            self.scans.append(msg["args"][0])
+        elif "part" in msg or msg["type"] == "sample":
+            site = (msg.get("program"), msg["name"])
+            if msg.get("part") != "initial law" or site not in self.initial:
+                self.sites.append({"part": "draw", **msg, "step": self.step})
+            self.initial |= {site}
 
     def follows(self, stack: list) -> bool:
         return not any(isinstance(handler, Located) for handler in stack)  # an inference that the program runs is its own affair
-
-    def cond(self, predicate: Array, true: Callable, false: Callable, *operands: Any) -> Any:
-        if isinstance(predicate, Tracer):
-            return super().cond(predicate, true, false, *operands)
-        return (true if predicate else false)(*operands)
-
-    def loop(self, going: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, limit: int) -> Any:
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(state)):
-            return super().loop(going, body, state, limit)
-        while going(state):
-            state = body(state)
-        return state
 
 
 def trace(key: Array, program: Any) -> Trace:
@@ -293,16 +245,26 @@ def trace(key: Array, program: Any) -> Trace:
     program = as_program(program)
     init_key, step_key = jax.random.split(key)
     recorder = _Recorder()
-    with recorder, isolated():
+    with jax.disable_jit(), recorder, isolated():  # branches and loops run in Python, so that each draw is seen with its value
         particles, log_potential = program.init(init_key, 1)
         log_potentials = [log_potential]
         while not (done := program.done(particles)[0]) and log_potential[0] > -jnp.inf:
-            particles, log_potential = program.step(jax.random.fold_in(step_key, recorder.next_step()), particles)
+            recorder.step += 1
+            particles, log_potential = program.step(jax.random.fold_in(step_key, recorder.step - 1), particles)
             log_potentials.append(log_potential)
+        events = [site for site in recorder.sites if site["type"] == "sample" and not any(isinstance(x, Tracer) for x in jax.tree.leaves(site["value"]))]
+        at_end = {site["name"]: site for site in events if site["part"] == "end" and site["step"] == recorder.step}  # they count after the last step
+        events = [site for site in events if site["part"] != "end"] + (list(at_end.values()) if done else [])
     with isolated():
         value = jax.tree.map(lambda x: x[0], program.value(particles))
-    events = recorder.events + (list(recorder.at_end.values()) if done else [])
-    return Trace(_name(program), events, np.concatenate(log_potentials), jax.device_get(value))
+    return Trace(_name(program), list(map(_event, events)), np.concatenate(log_potentials), jax.device_get(value))
+
+
+def _event(site: dict) -> Event:
+    kind, log_prob = _kind(site), float(log_density(site))
+    if kind == "factor":
+        return Event(site["step"], site["name"], kind, "", None, log_prob, "")
+    return Event(site["step"], site["name"], kind, _law(site["fn"]), jax.device_get(site["value"]), log_prob, _words(site["fn"], site["value"]))
 
 
 def _name(program: Program) -> str:
@@ -329,7 +291,8 @@ def _table(titles: Iterable[str], rows: Iterable[Iterable[str]], right: int = 0)
     for k, title in enumerate(titles := list(titles)):
         table.add_column(title, justify="right" if k >= len(titles) - right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=160, color_system=None)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines() if line.strip())  # pyright: ignore[reportAttributeAccessIssue]
+        table.add_row(*row)
+    console = Console(width=160, color_system=None, markup=False, emoji=False, highlight=False)
+    with console.capture() as printed:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in printed.get().splitlines() if line.strip())

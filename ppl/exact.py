@@ -5,7 +5,6 @@ The law that an inference must keep, E[exp(log_evidence) * sum_i W_i f(x_i)] = â
 that sum is taken over what the inference's own code does, so that it can be compared to the program's meaning.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +46,7 @@ def exact(program: Program, *, limit: int = LIMIT) -> Measure:
     ...     sprinkler = po.sample("sprinkler", dist.Bernoulli(jnp.where(rain, 0.01, 0.4)))
     ...     po.observe("wet", dist.Bernoulli(jnp.array([[0.0, 0.9], [0.8, 0.99]])[rain, sprinkler]), 1)
     ...     return rain
-    >>> round(po.exact(sprinkler()).expect(), 6)
+    >>> round(float(po.exact(sprinkler()).expect()), 6)
     0.357688
     """
     return moved(program, None, limit=limit)
@@ -89,12 +88,12 @@ def _begin(program: Program, _: None, key: Array, code: Array) -> Branch:
     return scripted(init, code)
 
 
-def _step(program: Program, particles: Any, key: Array, code: Array) -> Branch | None:
+def _step(program: Program, particles: Any, key: Array, code: Array) -> Branch:
     def step():
-        after, log_potential = program.step(key, particles)
+        after, log_potential = program.step(key, particles) if program.length else (particles, jnp.zeros(1))
         return after, log_potential[0], program.done(after)[0]
 
-    return scripted(step, code) if program.length else None
+    return scripted(step, code)
 
 
 @functools.lru_cache(maxsize=256)
@@ -113,38 +112,41 @@ def _program_then(kernel: Callable | None) -> Chain:
 
 
 class _Reached(Exception):
-    """Leaves a run at its loop."""
+    """Leaves a run at its loop, whose turns and first state are its arguments."""
 
 
 @functools.lru_cache(maxsize=256)
 def _chain_of(run: Callable[[Any, Array], Any]) -> Chain:
     """A run as a chain: up to its first loop, the loop's turns, and what follows. What came before the loop is replayed, by its code."""
 
-    def init(args, _, key, code):
-        def at_loop(going, body, state, limit):
-            reached.append((state, ~going(state)))
-            raise _Reached
+    def leave(*loop):
+        raise _Reached(*loop)
 
-        reached: list = []
-        with Script(code, at_loop) as script:
-            _until_reached(run, args, key)
-        state, done = reached[0] if reached else (None, jnp.ones((), bool))
+    def to_loop(args, key, code) -> tuple[Script, tuple | None]:
+        script = Script(code, leave)
+        try:
+            with script:
+                run(args, key)
+        except _Reached as reached:
+            return script, reached.args
+        return script, None
+
+    def init(args, _, key, code):
+        script, loop = to_loop(args, key, code)
+        state, done = (loop[2], ~loop[0](loop[2])) if loop else (None, jnp.ones((), bool))
         return Branch((code, state), script.log_prob, done, script.choices)
 
     def step(args, before, key, code):
-        def at_loop(going, body, _, limit):
-            with Script(code) as script:
-                state = body(before[1])
-            turned.append(Branch((before[0], state), script.log_prob, ~going(state), script.choices))
-            raise _Reached
-
-        turned: list[Branch] = []
-        with Script(before[0], at_loop):
-            _until_reached(run, args, key)
-        return turned[0] if turned else None
+        loop = to_loop(args, key, before[0])[1]
+        if loop is None:
+            return Branch(before, jnp.zeros(()), jnp.ones((), bool), [])
+        going, body, *_ = loop
+        with Script(code) as script:
+            state = body(before[1])
+        return Branch((before[0], state), script.log_prob, ~going(state), script.choices)
 
     def final(args, before, key, code):
-        def at_loop(going, body, _, limit):
+        def at_loop(*_):
             script.restart(code)
             return before[1]
 
@@ -155,8 +157,3 @@ def _chain_of(run: Callable[[Any, Array], Any]) -> Chain:
         return Branch(result, script.log_prob, jnp.ones((), bool), script.choices)
 
     return Chain(init, step, final, quick=True)
-
-
-def _until_reached(run: Callable, args: Any, key: Array) -> None:
-    with contextlib.suppress(_Reached):
-        run(args, key)

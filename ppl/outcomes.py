@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax.core import Tracer
 
 from posterity.ppl.effects import Decider
+from posterity.ppl.script import atoms
 
 
 class Outcome(NamedTuple):
@@ -69,7 +68,7 @@ class _Follow(Decider):
         if msg["type"] != "sample" or msg["value"] is not None:
             return
         if self.met == len(self.path):
-            self.path.append(_Branch(msg["name"], _options(msg["name"], msg["fn"].expand_by(msg["kwargs"]["sample_shape"]))))
+            self.path.append(_Branch(msg["name"], _options(msg)))
         branch = self.path[self.met]
         if branch.name != msg["name"]:
             raise ValueError(f"enumeration: after the same draws, one run went on with {branch.name!r} and another with {msg['name']!r}")
@@ -77,15 +76,12 @@ class _Follow(Decider):
         self.met += 1
 
 
-def _options(name: str, law: dist.Distribution) -> list[tuple[float, Any]]:
+def _options(msg: Any) -> list[tuple[float, Any]]:
     """The values of positive probability, with their log probabilities; a batch of draws is one draw of their product."""
-    if not law.has_enumerate_support:
-        raise ValueError(f"enumeration: site {name!r} has no finite support: {type(law).__name__}")
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(law)):
-        raise ValueError(f"enumeration: site {name!r} is drawn in compiled code, where its branches cannot be followed")
-    support, size = np.asarray(law.enumerate_support()), math.prod(law.batch_shape)
-    rows = support.reshape(len(support), size, *law.event_shape)
-    choices = itertools.product(range(len(rows)), repeat=size)
-    values = [jnp.asarray(rows[list(choice), range(size)]).reshape(law.batch_shape + law.event_shape) for choice in choices]
-    options = [(float(jnp.sum(law.log_prob(value))), value) for value in values]
+    values, log_probs = atoms(msg)
+    if isinstance(log_probs, Tracer):
+        raise ValueError(f"enumeration: site {msg['name']!r} is drawn in compiled code, where its branches cannot be followed")
+    size, draws = log_probs.shape
+    digits = [np.array(choice, int) for choice in itertools.product(range(size), repeat=draws)]
+    options = [(float(log_probs[digit, np.arange(draws)].sum()), values(digit)) for digit in digits]
     return [option for option in options if option[0] > -math.inf]

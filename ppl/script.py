@@ -45,7 +45,7 @@ class Script(Decider):
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "sample" and msg["value"] is None:
-            values, log_probs = atoms(msg["name"], msg["fn"].expand_by(msg["kwargs"]["sample_shape"]) if msg["kwargs"].get("sample_shape") else msg["fn"])
+            values, log_probs = atoms(msg)
             size, draws = log_probs.shape
             total = jax.scipy.special.logsumexp(log_probs, axis=0)
             log_probs = jnp.where(jnp.abs(total) < 1e-5, log_probs - total, jnp.nan)  # tables in float32 do not sum to one in float64
@@ -86,12 +86,14 @@ class Script(Decider):
             self.active = before
 
 
-def atoms(name: str, law: dist.Distribution) -> tuple[Callable[[Array], Any], Array]:
-    """What `law` can give: `values(digits [draws])`, and log probabilities [size, draws] (nats); a batch is as many draws.
+def atoms(msg: Any) -> tuple[Callable[[Array], Any], Array]:
+    """What a choice can be: `values(digits [draws])`, and log probabilities [size, draws] (nats); a batch is as many draws.
 
     Raises:
       ValueError: when it has no finite support, or one that is not known while tracing.
     """
+    name, shape = msg["name"], msg["kwargs"].get("sample_shape")
+    law = msg["fn"].expand_by(shape) if shape else msg["fn"]
     if isinstance(law, Atomic):
         values, log_probs = law.atoms()
         return lambda digits: jax.tree.map(lambda x: x[digits[0]], values), log_probs[:, None]
