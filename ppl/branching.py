@@ -5,6 +5,7 @@ weights. One step turns m rows into m·K, K the number of its branches; rows tha
 depends on become one, so that a hidden Markov model costs a forward recursion and not a tree.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -98,11 +99,22 @@ def _stages(chain: Chain, tree: Any, shapes: tuple) -> tuple["_Stage", "_Stage",
     live, before = final.needs([True] * final.width), []
     while live != before:
         live, before = [a or b for a, b in zip(live, step.needs(live), strict=True)], live
-    options = _QUICK_TO_BUILD if chain.quick else None
+    options = _quick_to_build() if chain.quick else None
     init.compile([], live, options)
     step.compile(live, live, options)
     final.compile(live, [True] * final.width, options)
     return init, step, final
+
+
+@functools.cache
+def _quick_to_build() -> dict[str, Any]:
+    """The options that this version of the compiler knows."""
+    known = {}
+    for name, value in _QUICK_TO_BUILD.items():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+            known[name] = value
+    return known
 
 
 class _Stage:
