@@ -9,11 +9,10 @@ import numpy as np
 import numpyro.distributions as dist
 from flax import struct
 from jax import Array
-from jax.core import Tracer
 
 from posterity.ppl.effects import draw
 from posterity.ppl.program import Program
-from posterity.ppl.transform import bound
+from posterity.ppl.transform import bound, known
 
 
 class Mixed(NamedTuple):
@@ -93,12 +92,8 @@ def mixture(programs: Sequence[Program], weights: Array | Sequence[float] | None
     if not programs:
         raise ValueError("mixture: give at least one program")
     weights = jnp.full(len(programs), 1 / len(programs)) if weights is None else weights
-    if not isinstance(weights, Tracer):
-        row = np.asarray(weights)
-        if row.shape != (len(programs),) or not np.isfinite(row).all() or not (row > 0).all():
-            raise ValueError(f"mixture: weights must be {len(programs)} finite positive numbers, one for each program, got {weights}")
-    elif weights.shape != (len(programs),):
-        raise ValueError(f"mixture: weights must be one number for each of {len(programs)} programs, got shape {weights.shape}")
+    if not (np.shape(weights) == (len(programs),) and known(weights, lambda row: (np.isfinite(row) & (row > 0)).all())):
+        raise ValueError(f"mixture: weights must be {len(programs)} finite positive numbers, one for each program, got {weights}")
     return Mixture(programs, jnp.asarray(weights, float))
 
 

@@ -76,21 +76,15 @@ class Weighted:
 
     def estimate(self, f: Callable[[Any], Any] = lambda value: value) -> Estimate:
         """The posterior mean of a scalar `f(value)` with its Monte Carlo standard error."""
-        self._check_alive()
-        y = self._each(f)
-        if jnp.ndim(y) != 1:
-            raise ValueError(f"estimate: f must return a scalar, it returned shape {jnp.shape(y)[1:]}")
+        y = self._scalars("estimate", f)
         mean = float(_mean(self.weights, y))
         return Estimate(mean, self._error(np.asarray(y, float), mean))
 
     def quantile(self, q: Float[ArrayLike, "*q"], f: Callable[[Any], Any] = lambda value: value) -> Shaped[Array | np.ndarray, "*q"]:
         """Weighted quantiles of the scalar `f(value)` at `q` in [0, 1]: the smallest y with P(f <= y) >= q."""
-        self._check_alive()
         if not np.all((np.asarray(q) >= 0) & (np.asarray(q) <= 1)):
             raise ValueError(f"quantile: q must lie in [0, 1], got {q}")
-        y = self._each(f)
-        if jnp.ndim(y) != 1:
-            raise ValueError(f"quantile: f must return a scalar, it returned shape {jnp.shape(y)[1:]}")
+        y = self._scalars("quantile", f)
         weights = self._host_weights()
         alive = np.flatnonzero(weights > 0)
         order = alive[np.argsort(np.asarray(y)[alive], kind="stable")]
@@ -144,6 +138,13 @@ class Weighted:
         return f"the evidence is zero: none of {len(self)} values has any weight, so there is no posterior to query"
 
     # -------------------------------------------------------------------------------------------------------------------
+
+    def _scalars(self, query: str, f: Callable[[Any], Any]) -> Any:
+        self._check_alive()
+        y = self._each(f)
+        if jnp.ndim(y) != 1:
+            raise ValueError(f"{query}: f must return a scalar, it returned shape {jnp.shape(y)[1:]}")
+        return y
 
     def _host_weights(self) -> Float[np.ndarray, " n"]:
         """The weights in double precision, so that probabilities sum to one in print."""

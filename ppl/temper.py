@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
-from jax.core import Tracer
 
 from posterity.ppl.program import Program
-from posterity.ppl.transform import Transformed, active, advance, bound
+from posterity.ppl.transform import Transformed, active, advance, bound, known
 
 
 class Rung(NamedTuple):
@@ -77,10 +76,7 @@ def temper(program: Program, exponents: Array) -> Tempered:
     [0.9, 0.75]
     """
     program = bound("temper", program)
-    if not isinstance(exponents, Tracer):
-        row = np.asarray(exponents)
-        if row.ndim != 1 or not row.size or not np.isfinite(row).all() or not (np.diff(row, prepend=0.0) > 0).all():
-            raise ValueError(f"temper: exponents must be a row of increasing finite numbers, the first above 0, got {exponents}")
-    elif exponents.ndim != 1 or not exponents.size:
-        raise ValueError(f"temper: exponents must be a row of numbers, got shape {exponents.shape}")
+    rising = lambda row: np.isfinite(row).all() and (np.diff(row, prepend=0.0) > 0).all()  # noqa: E731
+    if not (np.ndim(exponents) == 1 and np.size(exponents) and known(exponents, rising)):
+        raise ValueError(f"temper: exponents must be a row of increasing finite numbers, the first above 0, got {exponents}")
     return Tempered(program, jnp.asarray(exponents, float))

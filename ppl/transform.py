@@ -1,12 +1,15 @@
 """What transformations of programs share: programs made of a program."""
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
+from jax.core import Tracer
 
 from posterity.ppl.effects import loop
 from posterity.ppl.program import Program, as_program, choices_of
@@ -59,6 +62,11 @@ def whole(transformation: str, name: str, number: int) -> int:
     except TypeError:
         pass
     raise ValueError(f"{transformation}: {name} must be a whole number, 1 or more, got {number!r}")
+
+
+def known(x: Any, holds: Callable[[np.ndarray], Any]) -> bool:
+    """Whether `holds(x)`, as far as that is known: the value of what is being traced is not."""
+    return isinstance(x, Tracer) or bool(holds(np.asarray(x)))
 
 
 def active(program: Any, particles: Any, where: Array | None) -> Array:

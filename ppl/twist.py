@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
-from jax.core import Tracer
 
 from posterity.ppl.effects import particle_map
 from posterity.ppl.program import Program
-from posterity.ppl.transform import Transformed, active, advance, bound, times, whole
+from posterity.ppl.transform import Transformed, active, advance, bound, known, times, whole
 
 
 class Twist(NamedTuple):
@@ -154,6 +153,6 @@ def lookahead(program: Program, *, steps: int, pilots: int = 1, floor: Array | f
     steps, pilots = whole("lookahead", "steps", steps), whole("lookahead", "pilots", pilots)
     if floor is None:
         floor = -float(np.log(2 * pilots))
-    elif not isinstance(floor, Tracer) and not (np.shape(floor) == () and np.isfinite(floor) and floor <= 0):
+    elif not (np.shape(floor) == () and known(floor, lambda floor: np.isfinite(floor) and floor <= 0)):
         raise ValueError(f"lookahead: floor must be one finite number of nats, 0 at most, got {floor!r}")
     return Twisted(program, Pilots(floor, steps, pilots))
