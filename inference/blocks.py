@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.drive import Info
@@ -71,35 +71,44 @@ def weigh(population: Population, particles: Any, log_potential: Float[Array, " 
 
     NaN and +inf count as zero, and are counted; not those of particles that are forbidden already, whose state may be anything.
     """
-    invalid = (jnp.isnan(log_potential) | jnp.isposinf(log_potential)) & (population.log_weights > -jnp.inf)
+    alive = population.log_weights > -jnp.inf
+    count = lambda: jnp.sum(alive & ~(log_potential < jnp.inf), dtype=jnp.int32)  # noqa: E731
+    largest = jnp.max(jnp.where(alive, log_potential, -jnp.inf))  # NaN if any is; counting costs more, so only where it is needed
     return replace(
         population,
         particles=particles,
         log_weights=population.log_weights + jnp.where(jnp.isfinite(log_potential), log_potential, -jnp.inf),
-        invalid=population.invalid + jnp.sum(invalid, dtype=jnp.int32),
+        invalid=population.invalid + lax.cond(largest < jnp.inf, lambda: jnp.zeros((), jnp.int32), count),
     )
 
 
 def resample(key: PRNGKeyArray, program: Program, population: Population, resampling: type[Ancestors] = Systematic) -> tuple[Population, Int[Array, " n"]]:
     """Particles copied in proportion to their weights, which become equal; their sum moves into the evidence. Also the ancestors [n]."""
-    n = population.size
     ancestors = draw(key, "ancestors", resampling(population.log_weights))
+    return select(program, population, ancestors, evidence(population)), ancestors
+
+
+def select(program: Program, population: Population, ancestors: Int[Array, " n"], log_evidence: Float[Array, ""]) -> Population:
+    """Copies of ancestors that were drawn in proportion to the weights: of equal weight, with the `evidence` that the population had."""
     return Population(
         particles=program.select(population.particles, ancestors),
-        log_weights=jnp.full_like(population.log_weights, -jnp.log(n)),
-        log_evidence=evidence(population),
+        log_weights=jnp.full_like(population.log_weights, -jnp.log(population.size)),
+        log_evidence=log_evidence,
         eves=population.eves[ancestors],
         invalid=population.invalid,
-    ), ancestors
+    )
 
 
 def resample_below(
     threshold: Float[Array, ""] | float, key: PRNGKeyArray, program: Program, population: Population, resampling: type[Ancestors] = Systematic
 ) -> tuple[Population, Info]:
     """`resample` when the effective sample size is below `threshold * n`: adaptive resampling."""
-    ess = effective_sample_size(population.log_weights)
+    ess, log_evidence = effective_sample_size(population.log_weights), evidence(population)  # of one sum
     degenerate = (ess < threshold * population.size) & (ess > 0)
-    population, ancestors = cond(degenerate, lambda p: resample(key, program, p, resampling), _keep, population)
+    # Two branches: what a branch gives is in memory. In one, XLA computes the ancestors anew for every leaf that is selected, at four times the cost.
+    drawn = lambda p: draw(key, "ancestors", resampling(p.log_weights))  # noqa: E731
+    ancestors = cond(degenerate, drawn, lambda p: jnp.arange(p.size, dtype=jnp.int32), population)
+    population = cond(degenerate, lambda p: select(program, p, ancestors, log_evidence), lambda p: p, population)
     return population, Info(ess, degenerate, ancestors)
 
 
@@ -129,7 +138,3 @@ def collapse(key: PRNGKeyArray, population: Population) -> Int[Array, ""]:
     """The index [] of one particle drawn by its weight: delta(x_index) with weight exp(evidence) means what the population means."""
     alive = jnp.any(population.log_weights > -jnp.inf)
     return draw(key, "collapsed", dist.CategoricalLogits(jnp.where(alive, population.log_weights, 0.0), validate_args=False))
-
-
-def _keep(population: Population) -> tuple[Population, Int[Array, " n"]]:
-    return population, jnp.arange(population.size, dtype=jnp.int32)

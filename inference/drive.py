@@ -98,7 +98,7 @@ def _going(run: Run, program: Program, moves: bool) -> Array:
     A run that can come to nothing (no weight left, or an invalid potential) stops where that is seen.
     """
     population = run.population
-    fruitful = jnp.any(population.log_weights > -jnp.inf) & (population.invalid == 0)
+    fruitful = (jnp.max(population.log_weights) > -jnp.inf) & (population.invalid == 0)
     ended = False if moves else jnp.all(program.done(population.particles))
     return fruitful & (run.time < run.record.ess.shape[0]) & ~jnp.asarray(ended)
 

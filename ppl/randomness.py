@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import Jaxpr, Literal
 from jax.extend.core.primitives import jit_p, random_bits_p, random_fold_in_p, random_split_p, reshape_p, slice_p, squeeze_p
@@ -18,7 +18,7 @@ _OF_KEYS = {random_split_p, random_fold_in_p, slice_p, squeeze_p, reshape_p}
 
 
 def with_own_key(function: Callable) -> Callable:
-    """`function(key, *args)` of one particle as `run(key, index, *args)`, for `jax.vmap` over the index (a number of its own for every particle) but not over the key.
+    """`function(key, *args)` of one particle as `run(key, index, *args)`, for `jax.vmap` over the index, every particle's own number, but not over the key.
 
     The particles' draws are independent: the function is traced once, and where all particles draw bits with a key that they
     share, the batch draws them at once. Wherever else a shared key is used (in a branch, a loop, a rejection sampler), the
@@ -41,7 +41,7 @@ def with_own_key(function: Callable) -> Callable:
     return run
 
 
-def _evaluate(jaxpr: Jaxpr, consts: list, args: list, shared_args: list[bool], index: Array) -> tuple[list, list[bool]]:
+def _evaluate(jaxpr: Jaxpr, consts: list, args: list, shared_args: list[bool], index: Array, depth: int = 0) -> tuple[list, list[bool]]:
     """The results, and which of them are keys that all particles share."""
 
     def read(x: Any) -> Any:
@@ -58,8 +58,10 @@ def _evaluate(jaxpr: Jaxpr, consts: list, args: list, shared_args: list[bool], i
                 results_shared = False
             elif primitive is jit_p:
                 inner = parameters["jaxpr"]
-                results, mask = _evaluate(inner.jaxpr, inner.consts, given, with_all, index)
+                results, mask = _evaluate(inner.jaxpr, inner.consts, given, with_all, index, depth + 1)
                 shared.update(x for x, is_shared in zip(equation.outvars, mask, strict=True) if is_shared)
+                if depth == 0:  # a sampler: XLA would compute what it draws again for every use (erf_inv three times in a step)
+                    results = [x if is_shared else lax.optimization_barrier(x) for x, is_shared in zip(results, mask, strict=True)]
                 results_shared = False
             elif primitive is random_bits_p and given[0].ndim == 0:
                 results, results_shared = _bits(parameters["bit_width"], parameters["shape"])(given[0], index), False
@@ -75,14 +77,14 @@ def _evaluate(jaxpr: Jaxpr, consts: list, args: list, shared_args: list[bool], i
 
 
 def _own(keys: Array, index: Array) -> Array:
-    """This particle's keys for keys that all share."""
+    """A particle's own keys in place of keys that all share."""
     fold_in = lambda key: jax.random.fold_in(key, index)  # noqa: E731
     return functools.reduce(lambda function, _: jax.vmap(function), range(keys.ndim), fold_in)(keys)
 
 
 @functools.cache
 def _bits(bit_width: int, shape: tuple[int, ...]) -> Callable[[Array, Array], Array]:
-    """Random bits for this particle, by a shared key."""
+    """Random bits for a particle, by a shared key."""
 
     @custom_vmap
     def bits(key: Array, index: Array) -> Array:
@@ -92,6 +94,8 @@ def _bits(bit_width: int, shape: tuple[int, ...]) -> Callable[[Array, Array], Ar
     def _(size: int, batched: list[bool], key: Array, index: Array) -> tuple[Array, bool]:
         if batched[0]:  # by another `vmap`: that of a batch of keys
             return jax.vmap(bits.fun, [0 if b else None for b in batched])(key, index), True
-        return random_bits_p.bind(key, bit_width=bit_width, shape=(size, *shape)), True
+        # Both words of each hash are used; the default keeps one, which lets a compiler shard this array, and takes twice the time.
+        with jax.threefry_partitionable(False):
+            return random_bits_p.bind(key, bit_width=bit_width, shape=(size, *shape)), True
 
     return bits
