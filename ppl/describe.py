@@ -86,8 +86,8 @@ def describe(program: Any) -> Description:
     [('x0', 'initial law', 'choice', 'real'), ('x', 'step', 'choice', 'real'), ('y', 'step', 'observed', 'real')]
     """
     program = as_program(program)
-    fields = dataclasses.fields(program) if dataclasses.is_dataclass(program) else ()
-    inner = [x for field in fields for x in jax.tree.leaves(getattr(program, field.name), is_leaf=is_program) if is_program(x)]
+    other = lambda x: x is not program and is_program(x)  # noqa: E731
+    inner = list(filter(other, jax.tree.leaves(program, is_leaf=other)))
     recorder, function, one = _Recorder(), isinstance(program, FunctionProgram), lambda batch: jax.tree.map(lambda x: x[0] if x.ndim else x, batch)
     found = {"sites": [], "carry": [], "inputs": []}
 
@@ -193,9 +193,9 @@ class Trace:
     def __repr__(self) -> str:
         rows = []
         for step, (potential, total) in enumerate(zip(self.log_potentials, np.cumsum(self.log_potentials), strict=True)):
-            events = [event for event in self.sites if event.step == step] or [Event(step, "", "", "", None, None, "")]
-            rows += [["", e.name, e.kind, e.law, e.words, "" if e.log_prob is None else _number(e.log_prob), "", ""] for e in events]
-            rows[-len(events)][0], rows[-1][-2:] = str(step), [_number(potential), _number(total)]
+            of_step = [["", e.name, e.kind, e.law, e.words, _number(e.log_prob), "", ""] for e in self.sites if e.step == step] or [[""] * 8]
+            of_step[0][0], of_step[-1][-2:] = str(step), [_number(potential), _number(total)]
+            rows += of_step
         titles = ["step", "site", "kind", "law", "a value", "log prob", "log potential", "total (nats)"]
         return f"one execution of {self.name}\n{_table(titles, rows, right=3)}\nvalue: {_words(None, self.value)}, log weight {_number(self.log_weight)}"
 

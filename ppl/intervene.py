@@ -18,7 +18,6 @@ class Setting(Rewriting):
     """Gives choices their values through NumPyro's handler. Each name has candidates, of which the one of the choice's shape is meant."""
 
     handler: type[handlers.condition | handlers.do]
-    counted = False
 
     def __init__(self, options: Any, region: Region):
         super().__init__(options, region)
@@ -26,34 +25,25 @@ class Setting(Rewriting):
         self.setter = self.handler(data=self.now)
 
     def choice(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            self.now[msg["name"]] = self._value(msg["name"], msg["fn"].shape(msg["kwargs"].get("sample_shape", ())))
-            self.setter.process_message(msg)
-
-    def _value(self, name: str, shape: tuple[int, ...]) -> Array:
-        for value in self.options[name]:
-            if value.shape == shape:
-                return value
-        given = self.options[name][0].shape
-        raise ValueError(f"the value of {name!r} has shape {given}; the choice has {shape}, and one value for each step has the scan's length before that")
+        name, shape = msg["name"], msg["fn"].shape(msg["kwargs"].get("sample_shape", ()))
+        fitting = [value for value in self.options[name] if value.shape == shape]
+        if not fitting:
+            given = self.options[name][0].shape
+            raise ValueError(f"the value of {name!r} has shape {given}; the choice has {shape}, and one value for each step has the scan's length before that")
+        self.now[name] = fitting[0]
+        self.setter.process_message(msg)
 
     def scan(self, scan: Scan) -> Scan:
-        self.counted = any(name not in self.met and value.shape[:1] == (scan.length,) for name, (value,) in self.options.items())
-        if not self.counted:
+        rows = {name: value for name, (value,) in self.options.items() if name not in self.met and value.shape[:1] == (scan.length,)}
+        if not rows:
             return super().scan(scan)
 
         def step(carry, x):
-            inner, time = carry
-            options = {name: (value, value[time]) if value.shape[:1] == (scan.length,) else (value,) for name, (value,) in self.options.items()}
-            return self.step(scan.step, inner, x, options), time + 1
+            x, now = x
+            options = {name: (*values, now[name]) if name in now else values for name, values in self.options.items()}
+            return self.step(scan.step, carry, x, options)
 
-        until = scan.until
-        return scan._replace(init=(scan.init, jnp.zeros((), jnp.int32)), step=step, until=until and (lambda carry: until(carry[0])))
-
-    def postprocess_message(self, msg: Any) -> None:
-        if msg["type"] == SCAN and self.counted:
-            msg["value"] = msg["value"][0]  # the step counter goes as it came
-        super().postprocess_message(msg)
+        return scan._replace(step=step, xs=(scan.xs, rows))
 
 
 class Condition(Setting):
@@ -69,26 +59,24 @@ class Do(Setting):
 
 
 class Lift(Rewriting):
-    """Draws parameters before everything else, by NumPyro's handler, and hands them out wherever they are asked for."""
+    """Draws parameters before everything else, and hands them out wherever they are asked for."""
 
     kind = "parameter"
 
     def __enter__(self) -> None:
-        priors = {name: prior for name, prior in self.options.items() if isinstance(prior, dist.Distribution)}
-        with handlers.lift(prior=priors):
-            self.values = {name: numpyro.param(name) if name in priors else value for name, value in self.options.items()}
+        self.values = {name: numpyro.sample(name, x) if isinstance(x, dist.Distribution) else x for name, x in self.options.items()}
         super().__enter__()
 
     def step(self, step: Any, carry: Any, x: Any, options: Any = None) -> Any:
         return super().step(step, carry, x, self.values)
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] == "param" and not self.over:
-            self.met.add(msg["name"])
-            if msg["name"] in self.values:
-                msg["value"], msg["stop"] = self.values[msg["name"]], True
-        elif msg["type"] == SCAN:
+        if msg["type"] == SCAN:
             super().process_message(msg)
+        elif msg["type"] == "param" and not self.over:
+            self.met.add(msg["name"])
+            if msg["name"] in self.names:
+                msg["value"], msg["stop"] = self.values[msg["name"]], True
 
 
 def condition(program: Any, values: Mapping[str, Any]) -> FunctionProgram:
@@ -99,7 +87,7 @@ def condition(program: Any, values: Mapping[str, Any]) -> FunctionProgram:
     Args:
       program: one made by `@po.program`.
       values: for each name the value. For a choice of the scan's step it holds at every step; with a leading axis of the
-        scan's length there is one for each step.
+        scan's length there is one for each step (they drive the scan, as its `xs` do).
 
     Raises:
       TypeError: when the program is not made of a function.

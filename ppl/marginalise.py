@@ -20,10 +20,8 @@ class Marginalise(Rewriting):
         self.summed: list[str] = []
 
     def choice(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            msg["value"] = jax.tree.map(lambda x: x[0], atoms(msg)[0])
-            msg["stop"] = True
-            self.summed.append(msg["name"])
+        msg["value"], msg["stop"] = jax.tree.map(lambda x: x[0], atoms(msg)[0]), True
+        self.summed.append(msg["name"])
 
     def potential(self, msg: Any) -> None:
         msg["stop"] = bool(self.summed)

@@ -19,16 +19,13 @@ class Propose(Rewriting):
     """Draws from the proposals in the choices' place, and weighs by the ratio of densities."""
 
     def choice(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            self.law, msg["fn"] = msg["fn"], self._proposal(msg["name"], msg["fn"])
-            self.proposal = msg["fn"]
+        self.law, self.proposal = msg["fn"], self._proposal(msg["name"], msg["fn"])
+        msg["fn"] = self.proposal
 
-    def postprocess_message(self, msg: Any) -> None:
-        if self._name in self.names:
-            log_p, log_q = self.law.log_prob(msg["value"]), self.proposal.log_prob(msg["value"])
-            with outside(self):
-                numpyro.factor(f"{self._name}/weight", jnp.where(jnp.isneginf(log_p), -jnp.inf, log_p - log_q))
-        super().postprocess_message(msg)
+    def chose(self, name: str, value: Any) -> None:
+        log_p, log_q = self.law.log_prob(value), self.proposal.log_prob(value)
+        with outside(self):
+            numpyro.factor(f"{name}/weight", jnp.where(jnp.isneginf(log_p), -jnp.inf, log_p - log_q))
 
     def _proposal(self, name: str, law: dist.Distribution) -> dist.Distribution:
         proposal = self.options[name]
@@ -85,21 +82,16 @@ class Adapt(Rewriting):
         self.log_weights: Any = None  # [k1, k2, ..] of the named choices that are yet to come, given those made
 
     def choice(self, msg: Any) -> None:
-        name = msg["name"]
-        if name not in self.names:
-            return
-        self.law = Atoms(*atoms(msg))
+        values, _ = atoms(msg)
         if self.log_weights is None:
             self.log_weights = joint(self.region, self.choices, self.names)
             with outside(self):
-                numpyro.factor(f"{name}/evidence", jax.scipy.special.logsumexp(self.log_weights))
+                numpyro.factor(f"{msg['name']}/evidence", jax.scipy.special.logsumexp(self.log_weights))
         later = tuple(range(1, self.log_weights.ndim))
-        self.law = msg["fn"] = Atoms(self.law.values, jax.scipy.special.logsumexp(self.log_weights, axis=later))
+        self.law = msg["fn"] = Atoms(values, jax.scipy.special.logsumexp(self.log_weights, axis=later))
 
-    def postprocess_message(self, msg: Any) -> None:
-        if self._name in self.names:
-            self.log_weights = self.log_weights[jnp.argmax(self.law.equal(msg["value"]))]
-        super().postprocess_message(msg)
+    def chose(self, name: str, value: Any) -> None:
+        self.log_weights = self.log_weights[jnp.argmax(self.law.equal(value))]
 
     def potential(self, msg: Any) -> None:
         msg["stop"] = self.log_weights is not None  # it is in the sum already

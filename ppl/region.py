@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpyro import handlers
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from posterity.ppl.effects import SCAN, Atomic, Scan
+from posterity.ppl import script
+from posterity.ppl.effects import SCAN, Scan
 from posterity.ppl.errors import log_density
 from posterity.ppl.program import Definition, FunctionProgram
 from posterity.ppl.transform import bound
@@ -43,7 +45,10 @@ class Rewriting(Messenger):
         self._name: str | None = None
 
     def choice(self, msg: Any) -> None:
-        """Rewrites the message of a random choice."""
+        """Rewrites the message of a choice that the options name."""
+
+    def chose(self, name: str, value: Any) -> None:
+        """Hears what such a choice has come to."""
 
     def potential(self, msg: Any) -> None:
         """Rewrites the message of an observation or factor."""
@@ -74,28 +79,28 @@ class Rewriting(Messenger):
         elif msg["type"] == "sample":
             name = msg["name"]  # handlers may rename it
             self.met.add(name)
-            self.choice(msg)
+            if name in self.names:
+                self.choice(msg)
             self._name = name
         elif msg["type"] == "plate":
             self._name = msg["name"]
 
     def postprocess_message(self, msg: Any) -> None:
-        if self._name is not None:
-            self.choices[self._name] = msg["value"]
+        name, self._name = self._name, None  # messages that are sent from here on have names of their own
+        if name is not None:
+            self.choices[name] = msg["value"]
+            if name in self.names and msg["type"] == "sample":
+                self.chose(name, msg["value"])
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             if kind is None and not self.over:
                 self.finish()
-                self._check_names()
+                missing, there = (", ".join(map(repr, sorted(names))) for names in (self.names - self.met, self.met))
+                if missing:
+                    raise ValueError(f"{_name_of(type(self))}: the program has no {self.kind} named {missing}; its {self.kind}s are {there or 'none'}")
         finally:
             super().__exit__(kind, error, trace)
-
-    def _check_names(self) -> None:
-        unknown = self.names - self.met
-        if unknown:
-            missing, there = (", ".join(map(repr, sorted(names))) for names in (unknown, self.met))
-            raise ValueError(f"{_name_of(type(self))}: the program has no {self.kind} named {missing}; its {self.kind}s are {there or 'none'}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,32 +140,26 @@ class Reached(Exception):
 
 
 class Given(Messenger):
-    """Runs a region apart from everything around it, its choices given, and adds up its potentials from the first of `names` on.
+    """Keeps a region's run apart from everything around it, and adds up its potentials from the first of `names` on.
 
     The choices called `names` take the atoms at `indices`, in the order in which they are met. With `at_scan` in the place of
     the scan it goes on beyond the region: potentials then are those from the scan on, and choices are drawn idly.
     """
 
-    def __init__(self, choices: dict[str, Any], names: frozenset[str], indices: Array | None, at_scan: Callable[[Scan], Any] | None):
+    def __init__(self, names: frozenset[str], indices: Array | None, at_scan: Callable[[Scan], Any] | None):
         super().__init__()
-        self.given, self.names, self.indices, self.at_scan = choices, names, indices, at_scan
+        self.names, self.indices, self.at_scan = names, indices, at_scan
         self.beyond = False
         self.sizes: list[int] = []  # of the supports met
         self.laws: dict[str, Any] = {}  # of the choices after the first of `names`
         self.log_prob, self.log_potential = jnp.zeros(()), jnp.zeros(())
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] == "param":
-            return
-        msg["stop"] = True
+        msg["stop"] = msg["type"] != "param"
         if msg["type"] == SCAN:
             if self.at_scan is None:
                 raise Reached(*msg["args"])
             msg["fn"], self.beyond, self.log_potential = self.at_scan, True, jnp.zeros(())
-        elif msg["type"] == "prng_key":
-            msg["value"] = jax.random.key(0)  # for an inference whose draw is given: idle
-        elif msg["type"] == "plate":
-            msg["value"] = self.given.get(msg["name"], msg["value"])
         elif msg["type"] == "sample" and msg["is_observed"]:
             self.log_potential = self.log_potential + (log_density(msg) if self.sizes else 0.0)
         elif msg["type"] == "sample" and msg["name"] in self.names:
@@ -170,23 +169,11 @@ class Given(Messenger):
             self.log_prob = self.log_prob + log_probs[index]
             msg["value"] = jax.tree.map(lambda x: x[index], values)
         elif msg["type"] == "sample":
-            self._choice(msg)
-
-    def _choice(self, msg: Any) -> None:
-        name = msg["name"]
-        if self.sizes:
-            self.laws[name] = msg["fn"]
-        if self.beyond:
-            msg["kwargs"]["rng_key"] = jax.random.key(0)
-        elif name in self.given:
-            msg["value"] = self.given[name]
-        else:
-            named = ", ".join(map(repr, sorted(self.names)))
-            raise ValueError(f"adapt: {name!r} is drawn after the first of the choices to adapt, {named}; name it too, or draw it before")
-
-    def weight(self) -> Array:
-        """The density of the choices called `names` times the potentials, nats; what is impossible may have any potential."""
-        return jnp.where(jnp.isneginf(self.log_prob), -jnp.inf, self.log_prob + self.log_potential)
+            if self.sizes:
+                self.laws[msg["name"]] = msg["fn"]
+            if msg["value"] is None and not self.beyond:
+                named = ", ".join(map(repr, sorted(self.names)))
+                raise ValueError(f"adapt: {msg['name']!r} is drawn after the first of the choices to adapt, {named}; name it too, or draw it before")
 
 
 def joint(
@@ -204,17 +191,19 @@ def joint(
     Raises:
       ValueError: by JAX, naming out_axes, when it does.
     """
+    before = {name: value for name, value in choices.items() if name not in names}
 
     def at(indices: Array | None) -> tuple[Array, Any]:
-        given = Given(choices, names, indices, at_scan)
+        given = Given(names, indices, at_scan)
         try:
-            with given:
+            with given, handlers.seed(rng_seed=jax.random.key(0)), handlers.substitute(data=before):  # the key is idle: draws are given
                 result = region.run()
         except Reached as reached:
             (scan,) = reached.args
             result = (scan.init, scan.xs)
         sizes[:] = given.sizes
-        return given.weight(), rest(given, result)
+        weight = jnp.where(jnp.isneginf(given.log_prob), -jnp.inf, given.log_prob + given.log_potential)  # the impossible may have any potential
+        return weight, rest(given, result)
 
     sizes: list[int] = []
     jax.eval_shape(lambda: at(None)[0])
@@ -228,15 +217,11 @@ def atoms(msg: Any) -> tuple[Any, Array]:
     Raises:
       ValueError: when it has no finite support, or is a batch of choices.
     """
-    law, name = msg["fn"], msg["name"]
-    if isinstance(law, Atomic):
-        return law.atoms()
-    if not law.has_enumerate_support:
-        raise ValueError(f"{name!r} has no finite support: {type(law).__name__}")
-    if law.batch_shape or msg["kwargs"].get("sample_shape"):
-        raise ValueError(f"{name!r} is a batch of choices, {law.batch_shape}; write them as separate choices")
-    support = law.enumerate_support()
-    return support, law.log_prob(support)
+    values, log_probs = script.atoms(msg)
+    size, draws = log_probs.shape
+    if draws != 1:
+        raise ValueError(f"{msg['name']!r} is a batch of {draws} choices; write them as separate choices")
+    return jax.vmap(values)(jnp.arange(size)[:, None]), log_probs[:, 0]
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ class Script(Decider):
             self.active = before
 
 
-def atoms(msg: Any) -> tuple[Callable[[Array], Any], Array]:
+def atoms(msg: Any) -> tuple[Callable[[Any], Any], Array]:
     """What a choice can be: `values(digits [draws])`, and log probabilities [size, draws] (nats); a batch is as many draws.
 
     Raises:
@@ -107,7 +107,7 @@ def atoms(msg: Any) -> tuple[Callable[[Array], Any], Array]:
         raise ValueError(f"enumeration: the support of site {name!r} is not known while tracing: {error}") from error
     draws = math.prod(law.batch_shape)
     rows = support.reshape(len(support), draws, *law.event_shape)
-    return lambda digits: rows[digits, jnp.arange(draws)].reshape(law.batch_shape + law.event_shape), law.log_prob(support).reshape(-1, draws)
+    return lambda digits: rows[digits, jnp.arange(draws)].reshape(law.batch_shape + law.event_shape), jnp.asarray(law.log_prob(support)).reshape(-1, draws)
 
 
 def _choose(condition: Array, new: Any, old: Any) -> Any:
