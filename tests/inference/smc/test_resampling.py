@@ -1,4 +1,4 @@
-"""Every resampling scheme on its own: unbiased exactly, and its sampler draws from its law."""
+"""Every resampling scheme on its own: its sampler draws from its law, also of a million particles and of degenerate weights."""
 
 import jax
 import jax.numpy as jnp
@@ -6,46 +6,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from posterity.inference.smc.resampling import SCHEMES, Multinomial, scheme
+from posterity.inference.smc.resampling import CONDITIONAL, SCHEMES, Multinomial, scheme
+from posterity.inference.smc.resampling.quotas import quotas
 
-WEIGHTS = [[1, 2, 3], [1, 1, 1], [0, 1, 0], [0, 0.5, 0.5], [1e-9, 1, 1], [0.25, 0.5, 0.25], [3.7, 0, 0.1]]
+ALL = {**SCHEMES, **{f"conditional {name}": law for name, law in CONDITIONAL.items()}}
 
 
 def law(name, weights):
     """The ancestor vectors of positive probability, and their probabilities."""
     with jax.enable_x64():
-        scheme = SCHEMES[name](jnp.log(jnp.array(weights, float)))
+        scheme = ALL[name](jnp.log(jnp.array(weights, float)))
         vectors = scheme.enumerate_support()
         probabilities = np.exp(np.asarray(jax.vmap(scheme.log_prob)(vectors)))
     return np.asarray(vectors)[probabilities > 0], probabilities[probabilities > 0]
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("name", SCHEMES)
-def test_copies_are_proportional_to_weights_exactly(name, weights):
-    vectors, probabilities = law(name, weights)
-    copies = (vectors[:, :, None] == np.arange(3)).sum(axis=1)
-    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(probabilities @ copies, 3 * np.array(weights) / np.sum(weights), rtol=0, atol=1e-12)
-    assert not copies[:, np.array(weights) == 0].any()
-
-
-@pytest.mark.parametrize("name", ["systematic", "stratified"])
-def test_copies_differ_little_from_their_mean(name):
-    # Systematic: by less than one. Stratified: by less than two.
-    for weights in WEIGHTS:
-        vectors, _ = law(name, weights)
-        copies = (vectors[:, :, None] == np.arange(3)).sum(axis=1)
-        assert np.abs(copies - 3 * np.array(weights) / np.sum(weights)).max() < (1 if name == "systematic" else 2)
-
-
 @pytest.mark.parametrize("weights", [[1, 2, 3], [3.7, 0, 0.1]])
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_sampler_draws_from_the_law(name, weights):
     # Pearson's chi-square on 5,000 draws of a fixed seed; a right sampler would fail at a fraction 1e-4 of the seeds.
     vectors, probabilities = law(name, weights)
     vectors, probabilities = vectors[probabilities > 1e-12], probabilities[probabilities > 1e-12]
-    drawn = np.asarray(SCHEMES[name](jnp.log(jnp.array(weights, float))).sample(jax.random.key(0), (5_000,)))
+    drawn = np.asarray(ALL[name](jnp.log(jnp.array(weights, float))).sample(jax.random.key(0), (5_000,)))
     counts = (drawn[:, None] == vectors).all(axis=-1).sum(axis=0)
     assert counts.sum() == 5_000
     if len(vectors) > 1:
@@ -65,18 +47,115 @@ def test_weightless_particles_are_never_drawn(name):
     assert (weights[ancestors] > 0).all()
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_the_largest_and_smallest_random_bits_stay_inside(name, monkeypatch):
+    weights = np.ones(30_000, np.float32)
+    weights[0], weights[-1] = 2, 0
+    for bits in (0, 2**32 - 1):
+        monkeypatch.setattr(jax.random, "bits", lambda key, shape=(), dtype=jnp.uint32, bits=bits: jnp.full(shape, bits, dtype))
+        drawn = np.asarray(ALL[name](jnp.log(weights)).sample(jax.random.key(0)))
+        assert drawn.shape == (30_000,)
+        assert drawn.min() >= 0
+        assert drawn.max() <= 29_998
+
+
+def far(name, log_weights, key=0):
+    """The number of copies less n W_i, in float64."""
+    draw = jax.jit(lambda key, log_weights: ALL[name](log_weights).sample(key))
+    drawn = np.asarray(draw(jax.random.key(key), jnp.asarray(log_weights)))
+    weights = np.exp(log_weights.astype(float) - log_weights.max())
+    assert drawn.min() >= 0
+    return np.bincount(drawn, minlength=len(weights)) - len(weights) * weights / weights.sum()
+
+
+def uneven(n):
+    """Float32 log weights of a very large and of a moderate spread, and two values."""
+    rng = np.random.default_rng(0)
+    laws = {"heavy": 10 * rng.normal(size=n) - 1e5, "exponential": np.log(rng.exponential(size=n)), "two": np.log(np.where(np.arange(n) % 2, 0.3, 0.7))}
+    return {name: log_weights.astype(np.float32) for name, log_weights in laws.items()}
+
+
+@pytest.mark.parametrize("law", ["heavy", "exponential", "two"])
+@pytest.mark.parametrize("name", ["systematic", "ssp"])
+def test_a_million_quotas_are_rounded_up_or_down_in_float32(name, law):
+    log_weights = uneven(10**6)[law]
+    quota = np.exp(log_weights.astype(float) - log_weights.max())
+    quota *= 10**6 / quota.sum()
+    assert (np.abs(far(name, log_weights)) < 1 + 1e-6 * quota).all()  # the weights themselves are rounded: by a part in 10^7
+
+
+@pytest.mark.slow
+def test_ten_million_quotas_are_rounded_up_or_down_in_float32():
+    for log_weights in uneven(10**7).values():
+        quota = np.exp(log_weights.astype(float) - log_weights.max())
+        quota *= 10**7 / quota.sum()
+        assert (np.abs(far("systematic", log_weights)) < 1 + 1e-6 * quota).all()
+
+
+@pytest.mark.parametrize("law", ["heavy", "exponential", "two"])
+def test_a_million_quotas_sum_to_a_million_exactly(law):
+    log_weights = uneven(10**6)[law]
+    whole, part = map(np.asarray, jax.jit(quotas)(log_weights))
+    assert int(whole.sum(dtype=np.int64)) * 2**32 + int(part.sum(dtype=np.uint64)) == 10**6 * 2**32
+    exact = np.exp(log_weights.astype(float) - log_weights.max())
+    exact *= 10**6 / exact.sum()
+    np.testing.assert_allclose(whole + part / 2**32, exact, rtol=2e-6, atol=2.0**-31)
+
+
+@pytest.mark.parametrize("name", ["stratified", "multinomial", "residual", "killing"])
+def test_a_million_copies_spread_as_they_should(name):
+    # The sum of squared distances from n W_i: by the law's variances, to a few parts in a thousand.
+    log_weights = uneven(10**6)["exponential"]
+    weights = np.exp(log_weights.astype(float))
+    share = weights / weights.sum()
+    part = 10**6 * share % 1
+    stay = weights / weights.max()
+    lower = 10**6 * (np.cumsum(share) - share)
+    overlap = [np.clip(np.minimum(10**6 * np.cumsum(share), np.floor(lower) + k + 1) - np.maximum(lower, np.floor(lower) + k), 0, 1) for k in range(20)]
+    expected = {
+        "stratified": sum(np.sum(held * (1 - held)) for held in overlap),
+        "multinomial": 10**6 * (1 - np.sum(share**2)),
+        "residual": part.sum() - np.sum(part**2) / part.sum(),
+        # given how many are redrawn (its variance adds little), plus that of staying
+        "killing": np.sum(stay * (1 - stay)) + np.sum(1 - stay) * (1 - np.sum(share**2)),
+    }[name]
+    assert np.sum(far(name, log_weights) ** 2) == pytest.approx(expected, rel=0.02)
+
+
 @pytest.mark.parametrize("name", SCHEMES)
-def test_the_largest_uniform_stays_inside(name, monkeypatch):
-    largest = np.nextafter(np.float32(1), np.float32(0))
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape=(), dtype=float: jnp.full(shape, largest, dtype))
-    weights = np.ones(300_000, np.float32)
-    weights[-1] = 0
-    ancestors = np.asarray(SCHEMES[name](jnp.log(weights)).sample(jax.random.key(0)))
-    assert ancestors.max() == 299_998
+def test_one_positive_weight_takes_all(name):
+    for n, log_weight in ((1, -1e30), (2, 80.0), (1_000, -3e38), (20_000, 0.0)):
+        log_weights = np.full(n, -np.inf, np.float32)
+        log_weights[n // 2] = log_weight
+        assert not far(name, log_weights).any()
+
+
+@pytest.mark.parametrize("name", ["systematic", "stratified", "residual", "ssp", "killing"])
+def test_equal_weights_leave_everyone_in_place(name):
+    for n in (1, 2, 3, 1_000, 20_001):
+        for log_weight in (0.0, -1e10, 1e30):
+            drawn = ALL[name](jnp.full(n, log_weight)).sample(jax.random.key(0))
+            np.testing.assert_array_equal(drawn, np.arange(n))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_weights_far_below_the_range_of_floats_are_compared_by_their_ratios(name):
+    keys = jax.random.split(jax.random.key(0), 64)
+    draw = jax.vmap(lambda key, log_weights: ALL[name](log_weights).sample(key), (0, None))
+    np.testing.assert_array_equal(draw(keys, np.float32([-2_000, -1_000, -2_000])), draw(keys, np.float32([-np.inf, 0, -np.inf])))
+    np.testing.assert_array_equal(draw(keys, np.float32([-2_000, -2_001, -2_000])), draw(keys, np.float32([0, -1, 0])))
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_a_conditional_scheme_keeps_particle_0_even_of_weight_zero(name):
+    for log_weights in ([-np.inf, 0.0, 0.0], [-np.inf, 0.0, -np.inf], [-np.inf] * 3, [0.0, -np.inf, -np.inf], [0.0]):
+        drawn = np.asarray(CONDITIONAL[name](jnp.array(log_weights)).sample(jax.random.key(0), (50,)))
+        assert not drawn[:, 0].any()
+        assert (np.array(log_weights)[drawn[:, 1:]] > -np.inf).all() or max(log_weights) == -np.inf
 
 
 def test_a_scheme_is_named_or_a_class():
     assert scheme("multinomial") is scheme(Multinomial) is Multinomial
     for wrong in ("best", 3, ["systematic"], int):
-        with pytest.raises(ValueError, match="resampling must be one of systematic, stratified, multinomial or an Ancestors class"):
+        with pytest.raises(ValueError, match="resampling must be one of systematic, stratified, multinomial, residual, ssp, killing or an Ancestors class"):
             scheme(wrong)
