@@ -47,7 +47,7 @@ def smc(
       key: a `jax.random.key`.
       program: what to infer.
       n: the number of particles.
-      resampling: "systematic", "stratified", "multinomial", or a class of `inference.smc.resampling`.
+      resampling: "systematic", "stratified", "multinomial", "residual", "ssp", "killing", or a class of `inference.smc.resampling`.
       threshold: resample before a step when the effective sample size is below `threshold * n`; 0 never, 1 whenever
         the weights differ.
       history: keep the ancestors of every step (4 bytes a particle and step), for `Posterior.lineage`.

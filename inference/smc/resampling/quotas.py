@@ -62,6 +62,7 @@ def word(x: Array) -> jnp.dtype:
 
 
 def unit(bits: jnp.dtype) -> float:
+    """What stands for one copy: 2 to the number of bits."""
     return 2.0 ** (8 * jnp.dtype(bits).itemsize)
 
 

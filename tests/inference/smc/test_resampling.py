@@ -1,5 +1,7 @@
 """Every resampling scheme on its own: its sampler draws from its law, also of a million particles and of degenerate weights."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +14,24 @@ from posterity.inference.smc.resampling.quotas import quotas
 ALL = {**SCHEMES, **{f"conditional {name}": law for name, law in CONDITIONAL.items()}}
 
 
+@cache
+def many(name, draws):
+    """Jitted: ancestors [draws, n] of log weights [n]."""
+    return jax.jit(lambda key, log_weights: ALL[name](log_weights).sample(key, (draws,)))
+
+
+@cache
+def atoms(name):
+    return jax.jit(lambda log_weights: ALL[name](log_weights)._atoms())
+
+
 def law(name, weights):
     """The ancestor vectors of positive probability, and their probabilities."""
     with jax.enable_x64():
-        scheme = ALL[name](jnp.log(jnp.array(weights, float)))
-        vectors = scheme.enumerate_support()
-        probabilities = np.exp(np.asarray(jax.vmap(scheme.log_prob)(vectors)))
-    return np.asarray(vectors)[probabilities > 0], probabilities[probabilities > 0]
+        vectors, probabilities = map(np.asarray, atoms(name)(jnp.log(jnp.array(weights, float))))
+    distinct, which = np.unique(vectors, axis=0, return_inverse=True)
+    total = np.bincount(which.reshape(-1), weights=probabilities)
+    return distinct[total > 0], total[total > 0]
 
 
 @pytest.mark.parametrize("weights", [[1, 2, 3], [3.7, 0, 0.1]])
@@ -27,7 +40,7 @@ def test_the_sampler_draws_from_the_law(name, weights):
     # Pearson's chi-square on 5,000 draws of a fixed seed; a right sampler would fail at a fraction 1e-4 of the seeds.
     vectors, probabilities = law(name, weights)
     vectors, probabilities = vectors[probabilities > 1e-12], probabilities[probabilities > 1e-12]
-    drawn = np.asarray(ALL[name](jnp.log(jnp.array(weights, float))).sample(jax.random.key(0), (5_000,)))
+    drawn = np.asarray(many(name, 5_000)(jax.random.key(0), jnp.log(jnp.array(weights, float))))
     counts = (drawn[:, None] == vectors).all(axis=-1).sum(axis=0)
     assert counts.sum() == 5_000
     if len(vectors) > 1:
@@ -49,20 +62,19 @@ def test_weightless_particles_are_never_drawn(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_largest_and_smallest_random_bits_stay_inside(name, monkeypatch):
-    weights = np.ones(30_000, np.float32)
+    weights = np.ones(3_000, np.float32)
     weights[0], weights[-1] = 2, 0
     for bits in (0, 2**32 - 1):
         monkeypatch.setattr(jax.random, "bits", lambda key, shape=(), dtype=jnp.uint32, bits=bits: jnp.full(shape, bits, dtype))
-        drawn = np.asarray(ALL[name](jnp.log(weights)).sample(jax.random.key(0)))
-        assert drawn.shape == (30_000,)
+        drawn = np.asarray(jax.jit(lambda key, log_weights: ALL[name](log_weights).sample(key))(jax.random.key(0), jnp.log(weights)))
+        assert drawn.shape == (3_000,)
         assert drawn.min() >= 0
-        assert drawn.max() <= 29_998
+        assert drawn.max() <= 2_998
 
 
 def far(name, log_weights, key=0):
     """The number of copies less n W_i, in float64."""
-    draw = jax.jit(lambda key, log_weights: ALL[name](log_weights).sample(key))
-    drawn = np.asarray(draw(jax.random.key(key), jnp.asarray(log_weights)))
+    drawn = np.asarray(many(name, 1)(jax.random.key(key), jnp.asarray(log_weights)))[0]
     weights = np.exp(log_weights.astype(float) - log_weights.max())
     assert drawn.min() >= 0
     return np.bincount(drawn, minlength=len(weights)) - len(weights) * weights / weights.sum()
@@ -103,18 +115,18 @@ def test_a_million_quotas_sum_to_a_million_exactly(law):
 
 
 @pytest.mark.parametrize("name", ["stratified", "multinomial", "residual", "killing"])
-def test_a_million_copies_spread_as_they_should(name):
-    # The sum of squared distances from n W_i: by the law's variances, to a few parts in a thousand.
-    log_weights = uneven(10**6)["exponential"]
+def test_copies_spread_as_they_should(name):
+    # The sum of squared distances from n W_i: by the law's variances, to half a percent.
+    log_weights = uneven(10**5)["exponential"]
     weights = np.exp(log_weights.astype(float))
     share = weights / weights.sum()
-    part = 10**6 * share % 1
+    part = 10**5 * share % 1
     stay = weights / weights.max()
-    lower = 10**6 * (np.cumsum(share) - share)
-    overlap = [np.clip(np.minimum(10**6 * np.cumsum(share), np.floor(lower) + k + 1) - np.maximum(lower, np.floor(lower) + k), 0, 1) for k in range(20)]
+    lower = 10**5 * (np.cumsum(share) - share)
+    overlap = [np.clip(np.minimum(10**5 * np.cumsum(share), np.floor(lower) + k + 1) - np.maximum(lower, np.floor(lower) + k), 0, 1) for k in range(20)]
     expected = {
         "stratified": sum(np.sum(held * (1 - held)) for held in overlap),
-        "multinomial": 10**6 * (1 - np.sum(share**2)),
+        "multinomial": 10**5 * (1 - np.sum(share**2)),
         "residual": part.sum() - np.sum(part**2) / part.sum(),
         # given how many are redrawn (its variance adds little), plus that of staying
         "killing": np.sum(stay * (1 - stay)) + np.sum(1 - stay) * (1 - np.sum(share**2)),
@@ -124,7 +136,7 @@ def test_a_million_copies_spread_as_they_should(name):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_one_positive_weight_takes_all(name):
-    for n, log_weight in ((1, -1e30), (2, 80.0), (1_000, -3e38), (20_000, 0.0)):
+    for n, log_weight in ((1, -1e30), (3, 80.0), (2_001, -3e38)):
         log_weights = np.full(n, -np.inf, np.float32)
         log_weights[n // 2] = log_weight
         assert not far(name, log_weights).any()
@@ -132,24 +144,23 @@ def test_one_positive_weight_takes_all(name):
 
 @pytest.mark.parametrize("name", ["systematic", "stratified", "residual", "ssp", "killing"])
 def test_equal_weights_leave_everyone_in_place(name):
-    for n in (1, 2, 3, 1_000, 20_001):
+    for n in (1, 3, 2_001):
         for log_weight in (0.0, -1e10, 1e30):
-            drawn = ALL[name](jnp.full(n, log_weight)).sample(jax.random.key(0))
-            np.testing.assert_array_equal(drawn, np.arange(n))
+            drawn = many(name, 1)(jax.random.key(0), jnp.full(n, log_weight))
+            np.testing.assert_array_equal(drawn[0], np.arange(n))
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_weights_far_below_the_range_of_floats_are_compared_by_their_ratios(name):
-    keys = jax.random.split(jax.random.key(0), 64)
-    draw = jax.vmap(lambda key, log_weights: ALL[name](log_weights).sample(key), (0, None))
-    np.testing.assert_array_equal(draw(keys, np.float32([-2_000, -1_000, -2_000])), draw(keys, np.float32([-np.inf, 0, -np.inf])))
-    np.testing.assert_array_equal(draw(keys, np.float32([-2_000, -2_001, -2_000])), draw(keys, np.float32([0, -1, 0])))
+    draw = many(name, 64)
+    for tiny, plain in (([-2_000, -1_000, -2_000], [-np.inf, 0, -np.inf]), ([-2_000, -2_001, -2_000], [0, -1, 0])):
+        np.testing.assert_array_equal(draw(jax.random.key(0), np.float32(tiny)), draw(jax.random.key(0), np.float32(plain)))
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_a_conditional_scheme_keeps_particle_0_even_of_weight_zero(name):
     for log_weights in ([-np.inf, 0.0, 0.0], [-np.inf, 0.0, -np.inf], [-np.inf] * 3, [0.0, -np.inf, -np.inf], [0.0]):
-        drawn = np.asarray(CONDITIONAL[name](jnp.array(log_weights)).sample(jax.random.key(0), (50,)))
+        drawn = np.asarray(many(f"conditional {name}", 64)(jax.random.key(0), jnp.array(log_weights)))
         assert not drawn[:, 0].any()
         assert (np.array(log_weights)[drawn[:, 1:]] > -np.inf).all() or max(log_weights) == -np.inf
 
