@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from posterity.inference.mcmc.chain import Chain
     from posterity.inference.mcmc.pmmh import pmmh
     from posterity.inference.smc.conditional import conditional_smc
+    from posterity.inference.smc.controlled import controlled
     from posterity.inference.smc.importance import importance
     from posterity.inference.smc.nested import nested
     from posterity.inference.smc.resample_move import resample_move
@@ -48,6 +49,7 @@ __all__ = [
     "chunk",
     "condition",
     "conditional_smc",
+    "controlled",
     "delay",
     "describe",
     "do",
@@ -84,6 +86,7 @@ _HOMES = {
     "inference.mcmc.chain": ["Chain"],
     "inference.mcmc.pmmh": ["pmmh"],
     "inference.smc.conditional": ["conditional_smc"],
+    "inference.smc.controlled": ["controlled"],
     "inference.smc.importance": ["importance"],
     "inference.smc.nested": ["nested"],
     "inference.smc.resample_move": ["resample_move"],
