@@ -9,7 +9,9 @@ import functools
 import importlib.util
 import json
 import os
+import pathlib
 import platform
+import sys
 import time
 from collections.abc import Callable
 
@@ -83,6 +85,8 @@ def main() -> None:
     arguments.add_argument("--only", nargs="+", default=list(CASES), help="whose schemes")
     arguments.add_argument("--json", help="also write the figures to this file")
     options = arguments.parse_args()
+    beside = pathlib.Path(__file__).parent.resolve()
+    sys.path[:] = [path for path in sys.path if pathlib.Path(path).resolve() != beside]  # where a file is called as a peer is
     libraries = [name for name in options.only if name == "posterity" or importlib.util.find_spec(name)]
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, JAX {jax.__version__} on {jax.devices()[0].device_kind}, {', '.join(libraries)}"
