@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -133,7 +134,7 @@ def controlled(
         for round_key in keys:
             fit = (_learned.__wrapped__ if followed() else _learned)(round_key, clocked, design, fit, n)  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
     posterior = smc(last_key, _twisted(clocked, design, fit), n=n, resampling=resampling, threshold=threshold, history=history)
-    return posterior.replace(values=posterior.values.value)
+    return replace(posterior, values=posterior.values.value)
 
 
 @functools.partial(jax.jit, static_argnames="n")

@@ -154,3 +154,14 @@ DESIGN = jax.tree_util.Partial(controlled._row, jax.tree_util.Partial(ones))
 def test_whatever_was_learned_keeps_the_meaning(laws, program, fit):
     clocked = controlled.Clocked(program)
     laws.holds("controlled, any twist", po.check.same_meaning(controlled._twisted(clocked, DESIGN, fit), clocked))
+
+
+def luckier(key, program):
+    """Takes the round whose evidence is the larger."""
+    one, other = (po.controlled(k, program, ones, n=1, rounds=0) for k in jax.random.split(key))
+    return jax.tree.map(lambda a, b: jnp.where(one.log_evidence > other.log_evidence, a, b), one, other)
+
+
+def test_the_proof_refutes_choosing_among_rounds(laws):
+    program = finite.static(*finite.arrays([0.25, 0.75], [[0.5, 0.5, 0.0], [0.25, 0.25, 0.5]], [[1.0, 2.0, 3.0], [0.0, 0.5, 2.0]]))
+    laws.fails("controlled, the luckier round", po.check.properly_weighted(luckier, program))
