@@ -223,10 +223,10 @@ class _Recorder(Decider):
 
 
 def trace(key: Array, program: Any) -> Trace:
-    """One execution of a program, site by site: the particle that `importance(key, program, n=1)` weighs.
+    """One execution of a program, site by site, by the program's own law.
 
     Args:
-      key: a `jax.random.key`.
+      key: a `jax.random.key`; the same key gives the same execution.
       program: any program; what an inference inside it draws is not shown.
 
     Raises:

@@ -156,9 +156,9 @@ def test_looking_ahead_estimates_the_evidence_of_what_is_rare_without_bias_and_w
         log_evidences = jax.vmap(lambda key: po.smc(key, program, n=16, threshold=1.0).log_evidence)(jax.random.split(jax.random.key(0), 2_000))
         return np.exp(log_evidences) * (16 / 3) ** 3
 
-    plain, ahead = relative(lock()), relative(po.lookahead(lock(), steps=1, pilots=16))
+    plain, ahead = relative(lock()), relative(po.lookahead(lock(), steps=1, pilots=32))
     assert abs(ahead.mean() - 1.0) < 5 * ahead.std() / len(ahead) ** 0.5  # false alarm: 6e-7
-    assert ahead.std() < 0.95 * plain.std()  # over 4,000 other keys: 0.89 and 1.01
+    assert ahead.std() < 0.95 * plain.std()  # over 4,000 other keys: 0.83 and 1.01
 
 
 def test_the_component_of_a_mixture_is_a_choice():
