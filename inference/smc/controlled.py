@@ -96,7 +96,8 @@ def controlled(
     serves, and `po.twist` keeps the meaning whatever psi is. The better psi_t(x) = E[product of the potentials after t | x], the less the evidence varies.
 
     Each round runs SMC on the program as twisted so far and then goes back in time: exp(coefficients_t . (1, features)) is fitted to
-    G_{t+1} psi_{t+1} at each particle's next state (a Poisson regression, so that means and not their logarithms are matched). Costs rounds + 1 runs.
+    G_{t+1} psi_{t+1} at each particle's next state (a Poisson regression, so that means and not their logarithms are matched). Costs rounds + 1 runs,
+    and a round keeps the features of all n particles and steps. Few particles may teach a bad psi: then `log_evidence_error` is large; give more, or other features.
 
     Args:
       key: a `jax.random.key`.
