@@ -97,7 +97,8 @@ def controlled(
 
     Each round runs SMC on the program as twisted so far and then goes back in time: exp(coefficients_t . (1, features)) is fitted to
     G_{t+1} psi_{t+1} at each particle's next state (a Poisson regression, so that means and not their logarithms are matched). Costs rounds + 1 runs,
-    and a round keeps the features of all n particles and steps. Few particles may teach a bad psi: then `log_evidence_error` is large; give more, or other features.
+    and a round keeps the features of all n particles and steps. Few particles may teach a bad psi; `log_evidence_error` is then larger than in
+    other runs, though still too small: compare keys.
 
     Args:
       key: a `jax.random.key`.
