@@ -7,7 +7,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int, UInt
 
 _SLACK = 2.0**-13  # more than the relative error of a float32 sum of 10^8 numbers
-_SMALL = 16_384
+_SMALL = 512
 
 
 class Quotas(NamedTuple):
