@@ -49,7 +49,7 @@ def main(gguf: str) -> None:
         print(f"solve {problem} evidence", spread([float(np.exp(p.log_evidence)) for p, _ in runs]), end=" | ")
         print("tokens/s", spread([int(p.values.generated.sum()) / seconds for p, seconds in runs]))
 
-    exec(BLOCKS[1].split("lm = po.load")[0], names)
+    exec(BLOCKS[2].split("lm = po.load")[0], names)
     runs = repeat(names["no_e"](po.load(f"gguf:{gguf}")), 32)
     print("no_e: log evidence", spread([float(p.log_evidence) for p, _ in runs]), end=" | ")
     print("tokens/s", spread([int(p.values.generated.sum()) / seconds for p, seconds in runs]))

@@ -68,14 +68,15 @@ def show(prompt: str, decoding: Decoding, *, seed: int, potential: Literal["line
             f"Try more particles (--n {8 * n}), another --seed, or look at what the model does alone (--potential none).",
         )
         return
-    log_evidence, resampled = float(posterior.log_evidence), int(posterior.resampled.sum())
-    meaning = f"the model alone is right with p ≈ {math.exp(log_evidence):.2g}" if potential == "lines" else "nothing was asked of the solutions"
+    log_evidence, error, resampled = float(posterior.log_evidence), float(posterior.log_evidence_error), int(posterior.resampled.sum())
+    spread = f" ± {error:.2g}" if 0 < error < math.inf else ""
+    meaning = f"right alone with p ≈ {math.exp(log_evidence):.2g}" if potential == "lines" else "nothing was asked of the solutions"
     text = str(posterior.sample(jax.random.fold_in(jax.random.key(seed), n)))
     views.show(
         Group(Text.assemble((prompt, "bold"), f"  {GIVEN[potential]}"), "", views.answers_table(posterior, right=arithmetic.trace(prompt)[-1])),
         views.facts(
             [
-                ("log evidence", f"{log_evidence + 0.0:.3f} nats: {meaning}"),
+                ("log evidence", f"{log_evidence + 0.0:.3f}{spread} nats: {meaning}"),
                 ("effective sample size", f"{float(posterior.ess):.1f} of {n:,}"),
                 ("resampled", f"in {resampled} of {int(posterior.steps)} steps (a line each)"),
                 ("speed", views.speed(decoding.tokens, decoding.seconds, decoding.compile_seconds)),

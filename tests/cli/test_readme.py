@@ -18,7 +18,10 @@ def test_the_first_program_runs_and_gives_what_its_comment_says():
     exec(BLOCKS[0], names)
     posterior = names["posterior"]
     log_evidence, ess, mean = (float(x) for x in re.search(r"# (-[0-9.]+), ([0-9.]+), ([0-9.]+)\n", BLOCKS[0]).groups())
-    assert (float(posterior.log_evidence), float(posterior.ess), float(posterior.expect())) == pytest.approx((log_evidence, ess, mean), rel=0.01)
+    # Random numbers differ between versions of JAX: five standard errors (false alarm: 1e-6).
+    assert float(posterior.log_evidence) == pytest.approx(log_evidence, abs=5 * float(posterior.log_evidence_error))
+    assert float(posterior.expect()) == pytest.approx(mean, abs=5 * posterior.estimate().error)
+    assert float(posterior.ess) == pytest.approx(ess, rel=0.2)
 
 
 def test_the_exact_answers_are_what_the_comments_say():

@@ -129,7 +129,7 @@ def test_a_constrained_language_model_of_three_tokens():
 
 def test_schelling_agents_that_reason_about_each_other():
     """Alice and Bob want to meet without talking (Stuhlmüller and Goodman 2014): each level imagines the other one level down."""
-    prior, depth = [0.55, 0.45], 3
+    prior, depth = [0.55, 0.45], 2
 
     def alice(level):
         @po.program
