@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import posterity as po
 from posterity.ppl.outcomes import outcomes
@@ -167,7 +167,7 @@ def test_agents_that_reason_by_sampling_are_one_program():
 
 
 @given(program=finite.programs())
-@FEW
+@settings(FEW, max_examples=3)
 def test_merged_branches_are_the_tree_walked_path_by_path(program):
     mass = {}
     with jax.enable_x64():

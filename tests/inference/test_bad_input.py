@@ -39,7 +39,9 @@ def test_the_threshold_is_a_share(threshold):
 
 
 def test_an_unknown_scheme_is_met_with_the_known_ones():
-    with pytest.raises(ValueError, match="resampling must be one of systematic, stratified, multinomial, residual, ssp, killing or an Ancestors class, got 'best'"):
+    with pytest.raises(
+        ValueError, match="resampling must be one of systematic, stratified, multinomial, residual, ssp, killing or an Ancestors class, got 'best'"
+    ):
         po.smc(KEY, walk(YS), n=4, resampling="best")
 
 
