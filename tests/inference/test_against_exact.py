@@ -23,8 +23,8 @@ def assert_agrees(algorithm, options, program, f, log_evidence, expectation, n):
     assert abs(references.z_scores(ratio, 1.0)) < 4
     weighted = ratio.reshape(-1, *[1] * (means.ndim - 1)) * means
     assert np.abs(references.z_scores(weighted, expectation)).max() < 4
-    assert ratio.std() < 1  # the interval means something
-    assert np.abs(weighted.mean(axis=0) - expectation).max() < 0.05
+    assert ratio.std() < 1  # four standard errors then mean something:
+    assert np.abs(weighted.mean(axis=0) - expectation).max() < 0.1
 
 
 @every_algorithm
