@@ -122,7 +122,7 @@ def test_moves_keep_values_of_a_constant_apart():
     runs = [run(jax.random.key(0), program, n=100, threshold=1.0) for run in (po.smc, po.resample_move)]
     distinct = [len(np.unique(run.values)) for run in runs]
     assert distinct[0] < 30
-    assert distinct[1] > 1.5 * distinct[0]
+    assert distinct[1] > distinct[0]
 
 
 def test_iterated_conditional_smc_finds_the_smoothed_states():
