@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from posterity.inference.mcmc.chain import Chain
     from posterity.inference.mcmc.pmmh import pmmh
+    from posterity.inference.scale.in_blocks import in_blocks
+    from posterity.inference.scale.islands import island_smc, islands
+    from posterity.inference.scale.sharded import communication, sharded_smc
     from posterity.inference.smc.conditional import conditional_smc
     from posterity.inference.smc.controlled import controlled
     from posterity.inference.smc.importance import importance
@@ -47,6 +50,7 @@ __all__ = [
     "adapt",
     "check",
     "chunk",
+    "communication",
     "condition",
     "conditional_smc",
     "controlled",
@@ -57,6 +61,9 @@ __all__ = [
     "exact",
     "factor",
     "importance",
+    "in_blocks",
+    "island_smc",
+    "islands",
     "key",
     "lift",
     "load",
@@ -74,6 +81,7 @@ __all__ = [
     "resample_move",
     "sample",
     "scan",
+    "sharded_smc",
     "smc",
     "smc2",
     "temper",
@@ -85,6 +93,9 @@ __all__ = [
 _HOMES = {
     "inference.mcmc.chain": ["Chain"],
     "inference.mcmc.pmmh": ["pmmh"],
+    "inference.scale.in_blocks": ["in_blocks"],
+    "inference.scale.islands": ["island_smc", "islands"],
+    "inference.scale.sharded": ["communication", "sharded_smc"],
     "inference.smc.conditional": ["conditional_smc"],
     "inference.smc.controlled": ["controlled"],
     "inference.smc.importance": ["importance"],

@@ -10,6 +10,7 @@ it, which together mean the same again. So every composition of them is properly
     smc2          = resample-move (parameters >>= collapse . smc)
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -100,7 +101,12 @@ def select(program: Program, population: Population, ancestors: Int[Array, " n"]
 
 
 def resample_below(
-    threshold: Float[Array, ""] | float, key: PRNGKeyArray, program: Program, population: Population, resampling: type[Ancestors] = Systematic
+    threshold: Float[Array, ""] | float,
+    key: PRNGKeyArray,
+    program: Any,
+    population: Population,
+    resampling: Callable[[Array], Ancestors] = Systematic,
+    copies: Callable[..., Population] = select,
 ) -> tuple[Population, Info]:
     """`resample` when the effective sample size is below `threshold * n`: adaptive resampling."""
     ess, log_evidence = effective_sample_size(population.log_weights), evidence(population)  # of one sum
@@ -108,7 +114,7 @@ def resample_below(
     # Two branches: what a branch gives is in memory. In one, XLA computes the ancestors anew for every leaf that is selected, at four times the cost.
     drawn = lambda p: draw(key, "ancestors", resampling(p.log_weights))  # noqa: E731
     ancestors = cond(degenerate, drawn, lambda p: jnp.arange(p.size, dtype=jnp.int32), population)
-    population = cond(degenerate, lambda p: select(program, p, ancestors, log_evidence), lambda p: p, population)
+    population = cond(degenerate, lambda p: copies(program, p, ancestors, log_evidence), lambda p: p, population)
     return population, Info(ess, degenerate, ancestors)
 
 
