@@ -4,18 +4,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from posterity.inference.checkpoint import Checkpoint
+    from posterity.inference.mcmc import kernels
     from posterity.inference.mcmc.chain import Chain
+    from posterity.inference.mcmc.particle_gibbs import particle_gibbs, pimh
     from posterity.inference.mcmc.pmmh import pmmh
     from posterity.inference.scale.in_blocks import in_blocks
     from posterity.inference.scale.islands import island_smc, islands
     from posterity.inference.scale.sharded import communication, sharded_smc
+    from posterity.inference.smc.backward import backward_simulation, ffbsi, fixed_lag
     from posterity.inference.smc.conditional import conditional_smc
     from posterity.inference.smc.controlled import controlled
+    from posterity.inference.smc.ibis import ibis
     from posterity.inference.smc.importance import importance
     from posterity.inference.smc.nested import nested
     from posterity.inference.smc.resample_move import resample_move
     from posterity.inference.smc.smc import smc
     from posterity.inference.smc.smc2 import smc2
+    from posterity.inference.smc.tempering import tempering
     from posterity.models.lm.load import load
     from posterity.ppl import check
     from posterity.ppl.chunk import chunk
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from posterity.ppl.propose import adapt, propose
     from posterity.ppl.queries import Weighted, query
     from posterity.ppl.recorded import recorded
+    from posterity.ppl.retraced import retraced
     from posterity.ppl.temper import temper
     from posterity.ppl.twist import lookahead, twist
 
@@ -42,12 +49,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Chain",
+    "Checkpoint",
     "Measure",
     "Population",
     "Posterior",
     "Program",
     "Weighted",
     "adapt",
+    "backward_simulation",
     "check",
     "chunk",
     "communication",
@@ -60,10 +69,14 @@ __all__ = [
     "embed",
     "exact",
     "factor",
+    "ffbsi",
+    "fixed_lag",
+    "ibis",
     "importance",
     "in_blocks",
     "island_smc",
     "islands",
+    "kernels",
     "key",
     "lift",
     "load",
@@ -72,6 +85,8 @@ __all__ = [
     "mixture",
     "nested",
     "observe",
+    "particle_gibbs",
+    "pimh",
     "pmmh",
     "product",
     "program",
@@ -79,30 +94,37 @@ __all__ = [
     "query",
     "recorded",
     "resample_move",
+    "retraced",
     "sample",
     "scan",
     "sharded_smc",
     "smc",
     "smc2",
     "temper",
+    "tempering",
     "trace",
     "twist",
 ]
 
 # Names are imported when they are first used (PEP 562): importing JAX takes seconds, and `posterity --help` needs none of it.
 _HOMES = {
+    "inference.checkpoint": ["Checkpoint"],
     "inference.mcmc.chain": ["Chain"],
+    "inference.mcmc.particle_gibbs": ["particle_gibbs", "pimh"],
     "inference.mcmc.pmmh": ["pmmh"],
     "inference.scale.in_blocks": ["in_blocks"],
     "inference.scale.islands": ["island_smc", "islands"],
     "inference.scale.sharded": ["communication", "sharded_smc"],
+    "inference.smc.backward": ["backward_simulation", "ffbsi", "fixed_lag"],
     "inference.smc.conditional": ["conditional_smc"],
     "inference.smc.controlled": ["controlled"],
+    "inference.smc.ibis": ["ibis"],
     "inference.smc.importance": ["importance"],
     "inference.smc.nested": ["nested"],
     "inference.smc.resample_move": ["resample_move"],
     "inference.smc.smc": ["smc"],
     "inference.smc.smc2": ["smc2"],
+    "inference.smc.tempering": ["tempering"],
     "models.lm.load": ["load"],
     "ppl.chunk": ["chunk"],
     "ppl.delay": ["delay"],
@@ -121,11 +143,12 @@ _HOMES = {
     "ppl.propose": ["adapt", "propose"],
     "ppl.queries": ["Weighted", "query"],
     "ppl.recorded": ["recorded"],
+    "ppl.retraced": ["retraced"],
     "ppl.temper": ["temper"],
     "ppl.twist": ["lookahead", "twist"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = {"check": "ppl.check"}
+_MODULES = {"check": "ppl.check", "kernels": "inference.mcmc.kernels"}
 
 
 def __getattr__(name: str) -> Any:

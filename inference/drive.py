@@ -13,6 +13,9 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from posterity.inference import checkpoint as checkpoints
+from posterity.inference.checkpoint import Checkpoint
+from posterity.ppl.component import State
 from posterity.ppl.effects import followed, isolated, loop
 from posterity.ppl.population import Population, normalise
 from posterity.ppl.posterior import Posterior
@@ -28,6 +31,16 @@ class Info(NamedTuple):
     accepted: Float[Array, ""] | None = None  # the share of moves accepted; None in algorithms that make none
 
 
+class Generations(NamedTuple):
+    """All particles that a run had, after 0, 1, .. steps: leading axis length + 1. Those of steps not made mean nothing."""
+
+    particles: Any
+    log_weights: Float[Array, "times n"]  # nats, of the population after the step; their sum is not normalised
+
+
+HISTORIES = {False: "none", True: "ancestors", "none": "none", "ancestors": "ancestors", "full": "full"}
+
+
 class Run(NamedTuple):
     """A run under way."""
 
@@ -35,9 +48,21 @@ class Run(NamedTuple):
     time: Int[Array, ""]  # steps made
     population: Population
     record: Info  # of all steps, [length, ...]; without ancestors when no history is kept
+    generations: Generations | None  # when the full history is kept
 
 
-def drive(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, *, history: bool, progress: bool, moves: bool = False) -> Posterior:
+def drive(
+    key: PRNGKeyArray,
+    program: Program,
+    n: int,
+    init: Callable,
+    step: Callable,
+    *,
+    history: bool | str,
+    progress: bool,
+    moves: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> Posterior:
     """`init`, then `step(key, program, population) -> (population, info)` until all particles are done, then the posterior.
 
     An algorithm that `moves` particles makes all the program's steps: what is done now may be moved, and go on.
@@ -51,15 +76,22 @@ def drive(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Cal
     check_key(key)
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n must be at least 1 particle, got {n!r}")
-    options = (key, program, int(n), init, step, history, moves)
-    run = _stepwise if progress else _compiled.__wrapped__ if followed() else _compiled  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
-    posterior = run(*options)
+    if not isinstance(history, (bool, str)) or history not in HISTORIES:
+        raise ValueError(f'history must be "none" (or False), "ancestors" (or True) or "full", got {history!r}')
+    options = (key, program, int(n), init, step, HISTORIES[history], moves)
+    if checkpoint is not None:
+        checkpoints.check(checkpoint, key, program, step)
+    if progress or checkpoint is not None:
+        posterior = _stepwise(*options, progress=progress, checkpoint=checkpoint)
+    else:
+        run = _compiled.__wrapped__ if followed() else _compiled  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
+        posterior = run(*options)
     _check(posterior, program)
     return posterior
 
 
 @functools.partial(jax.jit, static_argnames=("n", "init", "history", "moves"))
-def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: bool, moves: bool) -> Posterior:
+def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: str, moves: bool) -> Posterior:
     run = _begin(key, program, n, init, history, moves)
     steps = run.record.ess.shape[0]
     if steps:
@@ -67,29 +99,63 @@ def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step:
     return _finish(run, program)
 
 
-def _stepwise(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: bool, moves: bool) -> Posterior:
+def _stepwise(
+    key: PRNGKeyArray,
+    program: Program,
+    n: int,
+    init: Callable,
+    step: Callable,
+    history: str,
+    moves: bool,
+    *,
+    progress: bool,
+    checkpoint: Checkpoint | None,
+) -> Posterior:
+    """The same in stretches of steps, each compiled as one loop: to show how far it is, or to keep the run on disk between them."""
     begin = jax.jit(_begin, static_argnames=("n", "init", "history", "moves"))
-    going, advance, finish = jax.jit(_going, static_argnames="moves"), jax.jit(_advance, donate_argnames="run"), jax.jit(_finish)
-    with Progress(
-        *Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"), console=Console(stderr=True), transient=True
-    ) as bar:
+    stretch = jax.jit(_stretch, static_argnames="moves", donate_argnames="run")
+    going, finish = jax.jit(_going, static_argnames="moves"), jax.jit(_finish)
+    run, kept, every = begin(key, program, n, init, history, moves), None, 1
+    if checkpoint is not None:
+        every = checkpoint.every
+        run = stretch(run, program, step, moves, 0)  # no step: but from here on its arrays lie on the devices as they will
+        computation = stretch.lower(run, program, step, moves, 0).as_text()
+        about = checkpoints.describe(key, program, n, init, step, computation, history=history, moves=moves)
+        kept = checkpoints.keep(checkpoint, about)
+        run = kept.latest(run)
+    shown = (*Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"))
+    with Progress(*shown, console=Console(stderr=True), transient=True, disable=not progress) as bar:
         task = bar.add_task(repr(program), total=program.length)
-        run = begin(key, program, n, init, history, moves)
         while going(run, program, moves):
-            run = advance(run, program, step)
+            time = int(run.time)
+            run = stretch(run, program, step, moves, time + 1 if progress else time + every - time % every)
             bar.update(task, completed=int(run.time))
+            if kept and int(run.time) % every == 0:
+                kept.save(run, int(run.time))
+    if kept:
+        kept.save(run, int(run.time))
+        kept.manager.close()
     return finish(run, program)
 
 
-def _begin(key: PRNGKeyArray, program: Program, n: int, init: Callable, history: bool, moves: bool) -> Run:
+def _stretch(run: Run, program: Program, step: Callable, moves: bool, until: Array | int) -> Run:
+    """The run when `until` steps are made, or when it has ended."""
+    steps = run.record.ess.shape[0]
+    if not steps:
+        return run
+    return loop(lambda run: _going(run, program, moves) & (run.time < until), lambda run: _advance(run, program, step), run, limit=steps)
+
+
+def _begin(key: PRNGKeyArray, program: Program, n: int, init: Callable, history: str, moves: bool) -> Run:
     with isolated():
         init_key, loop_key = jax.random.split(key)
         population = init(init_key, program, n)
         length = program.length
-        kept = jnp.zeros((length, n), jnp.int32) if history else None
+        kept = None if history == "none" else jnp.zeros((length, n), jnp.int32)
         unknown = jnp.full(length, jnp.nan, population.log_weights.dtype)
         record = Info(unknown, jnp.zeros(length, bool), kept, unknown if moves else None)
-        return Run(loop_key, jnp.zeros((), jnp.int32), population, record)
+        generations = _first_of(length + 1, program, population) if history == "full" else None
+        return Run(loop_key, jnp.zeros((), jnp.int32), population, record, generations)
 
 
 def _going(run: Run, program: Program, moves: bool) -> Array:
@@ -108,7 +174,18 @@ def _advance(run: Run, program: Program, step: Callable) -> Run:
         population, info = step(jax.random.fold_in(run.key, run.time), program, run.population)
     kept = info._replace(**{name: None for name, rows in run.record._asdict().items() if rows is None})
     record = jax.tree.map(lambda rows, row: rows.at[run.time].set(row), run.record, kept)
-    return Run(run.key, run.time + 1, population, record)
+    now, time = Generations(population.particles, population.log_weights), run.time + 1
+    generations = run.generations and jax.tree.map(lambda rows, row: rows.at[time].set(row), run.generations, now)
+    return Run(run.key, time, population, record, generations)
+
+
+def _first_of(times: int, program: Program, population: Population) -> Generations:
+    """Room for generations, with the first in its place."""
+    for leaf in jax.tree.leaves(population.particles, is_leaf=lambda x: isinstance(x, State)):
+        if isinstance(leaf, State):
+            raise TypeError(f'history="full" keeps every generation, but {program} has a {type(leaf).__name__} in its particles, whose past is shared')
+    now = Generations(population.particles, population.log_weights)
+    return jax.tree.map(lambda row: jnp.zeros((times, *row.shape), row.dtype).at[0].set(row), now)
 
 
 def _finish(run: Run, program: Program) -> Posterior:
@@ -129,6 +206,7 @@ def _finish(run: Run, program: Program) -> Posterior:
         ancestors=record.ancestors,
         choices=choices,
         acceptance=record.accepted,
+        generations=run.generations,
     )
 
 

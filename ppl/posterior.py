@@ -36,6 +36,7 @@ class Posterior(Weighted):
     ancestors: Int[Array, "length n"] | None  # int32, or None when the run kept no history
     choices: dict[str, Any] = struct.field(default_factory=dict)  # [n, ...] by name: what the program's initial law chose
     acceptance: Float[Array, " length"] | None = None  # share of moves accepted before each step, NaN for steps not made; None when the algorithm moves nothing
+    generations: Any = None  # all particles of all times with their weights (`inference.drive.Generations`); None unless the run kept its full history
 
     def __repr__(self) -> str:
         log_evidence = f"{float(self.log_evidence):.4g} ± {float(self.log_evidence_error):.2g}"

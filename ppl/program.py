@@ -18,6 +18,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from numpyro import handlers
+from numpyro.distributions import constraints
 
 from posterity.ppl import component
 from posterity.ppl.effects import AtScan, Replay, Scan, in_model, isolated, particle_map
@@ -167,39 +168,47 @@ class FunctionProgram:
         return Particles(choices, carry, jnp.zeros(() if driven else n, jnp.int32), jnp.full(n, length == 0)), log_potential
 
     def step(self, key: PRNGKeyArray, particles: Particles, *, where: Bool[Array, " n"] | None = None) -> tuple[Particles, Float[Array, " n"]]:
+        return self.told(key, particles, where=where)[:2]
+
+    def told(self, key: PRNGKeyArray, particles: Particles, given: dict[str, Any] | None = None, *, where: Bool[Array, " n"] | None = None) -> tuple:
+        """`step` with the choices `given`, [n, ...] by name, and fresh ones otherwise; also tells all choices, and the log density [n] (nats) of those given.
+
+        With None for `given` nothing more is told than a step does.
+        """
         together = particles.time.ndim == 0
         if where is not None and together:
             raise ValueError(f"{self.name}: particles driven by per-step inputs (xs) move together; `where` needs a scan without xs")
         active = ~particles.ended if where is None else ~particles.ended & where
 
-        def one(key, choices, leaves, time, active):
+        def one(key, choices, leaves, time, active, given):
             def at_scan(scan: Scan, sites: dict):
                 _, tree, sources = component.split(scan.init)
                 before = jax.tree.unflatten(tree, leaves)
                 x = None if scan.xs is None else jax.tree.map(lambda x: jnp.asarray(x)[time], scan.xs)
-                with handlers.trace() as step_sites:
+                with handlers.trace() as step_sites, handlers.substitute(data=given or {}):
                     after = _as_wide_as(before, scan.step(before, x))
                 check_carry(self.name, before, after)
                 ended = scan.ended(after) | (time + 1 >= scan.length)
-                moved.append((component.arrays(after), ended, _log_potential(step_sites), sources, set(sites)))
+                told = ({}, jnp.zeros(())) if given is None else (_choices(step_sites), _log_prior(step_sites, given))
+                moved.append((component.arrays(after), ended, _log_potential(step_sites), sources, set(sites), told))
                 return after
 
             moved: list[tuple] = []
             sites = self._execute(key, choices, at_scan, replay=True)[0]
-            ((after, ended, log_potential, sources, before_end),) = moved
+            ((after, ended, log_potential, sources, before_end, (drawn, log_prior)),) = moved
             at_end = {name: site for name, site in sites.items() if name not in before_end}
             if _choices(at_end):
                 raise ValueError(f"{self.name}: sample after scan is not supported ({', '.join(_choices(at_end))}); draw it in the step, or before the scan")
             log_potential = log_potential + jnp.where(ended, _log_potential(at_end), 0.0)
-            return after, ended, jnp.where(active, log_potential, 0.0), sources
+            return after, ended, jnp.where(active, log_potential, 0.0), sources, drawn, jnp.where(active, log_prior, 0.0)
 
-        batched = particle_map(with_own_key(one), (None, 0, 0, 0, None if together else 0, 0), (0, 0, 0, None))
-        after, ended, log_potential, sources = batched(
-            key, jnp.arange(active.shape[0]), particles.choices, component.views(particles.carry), particles.time, active
+        batched = particle_map(with_own_key(one), (None, 0, 0, 0, None if together else 0, 0, 0), (0, 0, 0, None, 0, 0))
+        after, ended, log_potential, sources, drawn, log_prior = batched(
+            key, jnp.arange(active.shape[0]), particles.choices, component.views(particles.carry), particles.time, active, given
         )
         carry = component.advance(particles.carry, after, sources, active)
         time = particles.time + (1 if together else active.astype(jnp.int32))
-        return Particles(particles.choices, carry, time, particles.ended | (active & ended)), log_potential
+        return Particles(particles.choices, carry, time, particles.ended | (active & ended)), log_potential, drawn, log_prior
 
     def select(self, particles: Particles, ancestors: Int[Array, " m"]) -> Particles:
         time = particles.time[ancestors] if particles.time.ndim else particles.time
@@ -361,6 +370,13 @@ def _choices(sites: dict) -> dict[str, Any]:
 
 def _subsamples(site: dict) -> bool:
     return site["type"] == "plate" and site["args"][1] is not None and site["args"][1] < site["args"][0]
+
+
+def _log_prior(sites: dict, given: dict[str, Any]) -> Float[Array, ""]:
+    """The summed log density of the choices that were given, nats; -inf where one is outside its support (NumPyro's may be anything there)."""
+    known = [site for name, site in sites.items() if name in given and site["type"] == "sample"]
+    inside = [jnp.all(site["fn"].support(site["value"])) for site in known if not constraints.is_dependent(site["fn"].support)]
+    return jnp.where(jnp.all(jnp.array(inside, bool)), sum((log_density(site) for site in known), jnp.zeros(())), -jnp.inf)
 
 
 def _log_potential(sites: dict) -> Float[Array, ""]:

@@ -88,7 +88,7 @@ def controlled(
     rounds: int = 3,
     resampling: str | type[Ancestors] = "systematic",
     threshold: float = 0.5,
-    history: bool = True,
+    history: bool | str = True,
 ) -> Posterior:
     """The posterior by SMC on the program twisted by a potential-to-go that earlier runs have taught.
 

@@ -20,7 +20,7 @@ def step(key: PRNGKeyArray, program: Program, population: Population) -> tuple[P
     return advance(key, program, population), Info(ess, jnp.zeros((), bool), jnp.arange(population.size, dtype=jnp.int32))
 
 
-def importance(key: PRNGKeyArray, program: Program, *, n: int, history: bool = True, progress: bool = False) -> Posterior:
+def importance(key: PRNGKeyArray, program: Program, *, n: int, history: bool | str = True, progress: bool = False) -> Posterior:
     """Importance sampling: n particles run independently from the program's law, weighed by its potentials.
 
     Properly weighted. Unlike `smc` nothing is resampled, so the weights degenerate as steps go by.

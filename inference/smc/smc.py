@@ -11,6 +11,7 @@ from jaxtyping import Float, PRNGKeyArray
 from posterity.inference.blocks import advance, resample_below
 from posterity.inference.blocks import resample as select
 from posterity.inference.blocks import spawn as init
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, drive
 from posterity.inference.smc.resampling import Ancestors, Systematic, scheme
 from posterity.ppl.population import Population
@@ -36,8 +37,9 @@ def smc(
     n: int,
     resampling: str | type[Ancestors] = "systematic",
     threshold: float = 0.5,
-    history: bool = True,
+    history: bool | str = True,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Posterior:
     """The posterior of a program by sequential Monte Carlo with its own transition as the proposal.
 
@@ -50,8 +52,10 @@ def smc(
       resampling: "systematic", "stratified", "multinomial", "residual", "ssp", "killing", or a class of `inference.smc.resampling`.
       threshold: resample before a step when the effective sample size is below `threshold * n`; 0 never, 1 whenever
         the weights differ.
-      history: keep the ancestors of every step (4 bytes a particle and step), for `Posterior.lineage`.
+      history: True or "ancestors" keeps the ancestors of every step (4 bytes a particle and step), for `Posterior.lineage`; False or "none" keeps
+        nothing; "full" keeps all particles of every step too, for `backward_simulation` and `fixed_lag`.
       progress: show a progress bar; the steps are then compiled one by one instead of all in one loop.
+      checkpoint: where to keep the run, and how often: `po.Checkpoint(path, every=steps)`. The same call goes on from there.
 
     Raises:
       ValueError: on n < 1, an unknown scheme, a threshold outside [0, 1], or when a potential is NaN or +inf. Inside
@@ -71,7 +75,7 @@ def smc(
     True
     """
     step = jax.tree_util.Partial(_step_with(scheme(resampling)), threshold=share(threshold))
-    return drive(key, program, n, init, step, history=history, progress=progress)
+    return drive(key, program, n, init, step, history=history, progress=progress, checkpoint=checkpoint)
 
 
 def share(threshold: Float[Array, ""] | float) -> Float[Array, ""] | float:

@@ -26,7 +26,7 @@ def smc2(
     proposal: Callable[[Any], dist.Distribution] | None = None,
     resampling: str | type[Ancestors] = "systematic",
     threshold: float = 0.5,
-    history: bool = True,
+    history: bool | str = True,
     progress: bool = False,
 ) -> Posterior:
     """The posterior of parameters and of a model's value under them, and the evidence, as observations come in.

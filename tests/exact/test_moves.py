@@ -123,5 +123,7 @@ def test_pmmh_that_estimates_its_present_state_anew_is_refuted(laws):
 
 
 def test_conditional_smc_that_does_not_keep_its_path_is_refuted(laws, monkeypatch):
-    monkeypatch.setattr(conditional, "upto", lambda kept, time, fresh: fresh)
+    grown = conditional.grown
+    lost = lambda cloud, particles, log_potential, kept, log_kept, given, *rest: grown(cloud, particles, log_potential, kept, log_kept, False, *rest)  # noqa: E731
+    monkeypatch.setattr(conditional, "grown", lost)
     laws.fails("conditional SMC that loses its path", po.check.invariant(lambda *given: conditional_smc(2)(*given), a_stopping_one()))

@@ -14,11 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posterity as po
-from posterity.inference.mcmc.metropolis import upto, where
 from posterity.inference.smc import resampling
-from posterity.inference.smc.conditional import _by_weight
 from posterity.inference.smc.resampling import CONDITIONAL, SCHEMES, Ancestors, Srinivasan, Systematic
-from posterity.ppl.effects import draw
+from posterity.inference.smc.resampling.conditional import ConditionalSystematic
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
 
@@ -146,23 +144,7 @@ def test_conditional_counts_are_those_of_the_scheme_weighed_by_the_copies_of_par
 
 
 def conditional_smc(scheme: type[Ancestors], n: int):
-    """Conditional SMC whose particle 0 follows the given path, and whose other ancestors come from a conditional scheme."""
-
-    def kernel(key, program, particles):
-        kept, keeps = program.select(particles, jnp.zeros(n, jnp.int32)), jnp.arange(n) == 0
-        keys = jax.random.split(key, 2 * program.length + 2)
-
-        def follow(fresh, log_weights, time):
-            given = keeps & (time <= kept.steps)
-            return where(given, upto(kept, time, fresh), fresh), jnp.where(given, kept.log_potentials[:, time], log_weights)
-
-        cloud, log_weights = follow(*program.init(keys[0], n), 0)
-        for time in range(program.length):
-            chosen = draw(keys[2 * time + 1], f"ancestors {time}", scheme(log_weights))
-            cloud, log_weights = follow(*program.step(keys[2 * time + 2], program.select(cloud, chosen)), time + 1)
-        return program.select(cloud, draw(keys[-1], "chosen", _by_weight(log_weights, ()))[None])
-
-    return kernel
+    return lambda key, program, particles: po.conditional_smc(key, program, particles, n=n, resampling=scheme)
 
 
 @po.program
@@ -188,11 +170,11 @@ def test_conditional_smc_with_it_leaves_the_path_law_invariant(laws, name, n):
     laws.holds(f"conditional SMC, {name}", po.check.invariant(conditional_smc(CONDITIONAL[name], n), po.recorded(PATHS[n])))
 
 
-class Overwritten(Systematic):
+class Overwritten(ConditionalSystematic):
     """Systematic resampling, and then particle 0 put into slot 0: not the conditional law."""
 
     def _atoms(self):
-        vectors, probabilities = super()._atoms()
+        vectors, probabilities = Systematic(self.log_weights)._atoms()
         return vectors.at[:, 0].set(0), probabilities
 
 

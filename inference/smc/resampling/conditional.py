@@ -33,9 +33,8 @@ class ConditionalMultinomial(Ancestors):
         return keeping(ancestors(below_draws(key, self.quotas.ends, self.size - 1, self.size)))
 
     def _atoms(self):
-        vectors, probabilities = independent(jnp.broadcast_to(portions(relative(self.log_weights)), (self.size, self.size)))
-        others = jnp.sort(vectors.at[:, -1].set(self.size), axis=1)
-        return jax.vmap(keeping)(others), probabilities
+        vectors, probabilities = independent(jnp.broadcast_to(portions(relative(self.log_weights)), (self.size - 1, self.size)))
+        return jnp.pad(jnp.sort(vectors, axis=1), ((0, 0), (1, 0))), probabilities
 
 
 class ConditionalResidual(Ancestors):

@@ -229,11 +229,11 @@ def portions(x: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.where(total > 0, x / jnp.where(total > 0, total, 1.0), 1 / x.size)
 
 
-def independent(probabilities: Float[Array, "n n"]) -> tuple[Int[Array, "outcomes n"], Float[Array, " outcomes"]]:
+def independent(probabilities: Float[Array, "slots n"]) -> tuple[Int[Array, "outcomes slots"], Float[Array, " outcomes"]]:
     """All ancestor vectors whose entry j is drawn from row j, and their probabilities."""
-    n = probabilities.shape[0]
-    vectors = jnp.array(list(itertools.product(range(n), repeat=n)), jnp.int32)
-    return vectors, jnp.prod(probabilities[jnp.arange(n), vectors], axis=1)
+    slots, n = probabilities.shape
+    vectors = jnp.array(list(itertools.product(range(n), repeat=slots)), jnp.int32).reshape(-1, slots)
+    return vectors, jnp.prod(probabilities[jnp.arange(slots), vectors], axis=1)
 
 
 def random_bits(key: PRNGKeyArray, like: Array, shape: tuple[int, ...]) -> UInt[Array, "..."]:
