@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-EXTRAS = "hub,notebooks,plot,remote,test"
+EXTRAS = "checkpoint,hub,notebooks,plot,remote,test"
 
 
 def main(interpreters: list[str]) -> None:

@@ -115,13 +115,14 @@ def _stepwise(
     begin = jax.jit(_begin, static_argnames=("n", "init", "history", "moves"))
     stretch = jax.jit(_stretch, static_argnames="moves", donate_argnames="run")
     going, finish = jax.jit(_going, static_argnames="moves"), jax.jit(_finish)
-    run, kept, every = begin(key, program, n, init, history, moves), None, 1
+    kept, every = None, 1
     if checkpoint is not None:
-        every = checkpoint.every
+        about = checkpoints.describe(key, program, n, init, step, history=history, moves=moves)
+        kept, every = checkpoints.keep(checkpoint, about), checkpoint.every
+    run = begin(key, program, n, init, history, moves)
+    if kept:
         run = stretch(run, program, step, moves, 0)  # no step: but from here on its arrays lie on the devices as they will
-        computation = stretch.lower(run, program, step, moves, 0).as_text()
-        about = checkpoints.describe(key, program, n, init, step, computation, history=history, moves=moves)
-        kept = checkpoints.keep(checkpoint, about)
+        kept = kept.computing(stretch.lower(run, program, step, moves, 0).as_text())
         run = kept.latest(run)
     shown = (*Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"))
     with Progress(*shown, console=Console(stderr=True), transient=True, disable=not progress) as bar:

@@ -1,5 +1,6 @@
 """Island particle models (Vergé, Dubarry, Del Moral and Moulines 2015): populations that resample within themselves, and now and then as wholes."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.blocks import evidence, spawn
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import check_counts
 from posterity.inference.scale.devices import AnyMesh
 from posterity.inference.scale.sharded import sharded_smc
@@ -115,6 +117,7 @@ def island_smc(
     mesh: AnyMesh | None = None,
     axis: str = "particles",
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Posterior:
     """`smc` on islands: each resamples within itself, with no word to the others; islands are exchanged when their masses have drifted apart.
 
@@ -130,7 +133,7 @@ def island_smc(
       threshold: an island resamples within itself when its effective sample size is below `threshold * n / islands`.
       exchange: islands are exchanged when their effective number is below `exchange * islands`; 0 never.
       mesh, axis: spread the islands over the devices along this axis, as in `sharded_smc`; without a mesh all are on one.
-      progress: as in `smc`.
+      progress, checkpoint: as in `smc`.
 
     Returns:
       A posterior of all n particles. Its `ess_history` is the effective number of islands, `resampled` says before which steps
@@ -157,11 +160,8 @@ def island_smc(
     if n % islands:
         raise ValueError(f"n must be a multiple of the number of islands, {islands}, got {n}")
     archipelago = Islands(bound("island_smc", program), smc.share(threshold), n // islands)
-    if mesh is None:
-        found = smc.smc(key, archipelago, n=islands, threshold=exchange, history=False, progress=progress)
-    else:
-        found = sharded_smc(key, archipelago, n=islands, mesh=mesh, axis=axis, threshold=exchange, history=False, progress=progress)
-    return together(found)
+    infer = smc.smc if mesh is None else functools.partial(sharded_smc, mesh=mesh, axis=axis)
+    return together(infer(key, archipelago, n=islands, threshold=exchange, history=False, progress=progress, checkpoint=checkpoint))
 
 
 def together(found: Posterior) -> Posterior:

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from posterity.inference.blocks import advance, resample_below, spawn
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, drive
 from posterity.inference.scale.devices import AnyMesh, along, each, slots
 from posterity.inference.scale.in_blocks import InBlocks, in_blocks
@@ -81,6 +82,7 @@ def sharded_smc(
     threshold: float = 0.5,
     history: bool = True,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Posterior:
     """`smc` with systematic resampling, its particles sharded over the devices along one axis of a mesh.
 
@@ -98,7 +100,7 @@ def sharded_smc(
       n: the number of particles of all devices together: a multiple of the devices, and of the program's blocks on each.
       mesh: the devices, as `jax.make_mesh((8,), ("particles",))` makes.
       axis: along which axis of the mesh the particles are split.
-      threshold, history, progress: as in `smc`.
+      threshold, history, progress, checkpoint: as in `smc`.
 
     Raises:
       TypeError: when `program` is no program, or its particles are no rows of arrays, or `mesh` is no mesh.
@@ -119,7 +121,7 @@ def sharded_smc(
     """
     program = split("sharded_smc", program, n, mesh, axis)
     step = jax.tree_util.Partial(_step_with(program.mesh, axis), threshold=share(threshold))
-    return drive(key, program, n, spawn, step, history=history, progress=progress)
+    return drive(key, program, n, spawn, step, history=history, progress=progress, checkpoint=checkpoint)
 
 
 def split(name: str, program: Program, n: int, mesh: AnyMesh, axis: str) -> InBlocks:
