@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from posterity.inference.blocks import advance, resample_below, spawn
@@ -91,8 +92,9 @@ def sharded_smc(
     the copies go around the ring of devices, as many hops as they need (`communication` says what that came to).
 
     Particles are drawn block by block, by default one block a device. With a program that is `in_blocks` already, the blocks are its
-    own: then the same key gives the same particles and ancestors on any number of devices, and `smc` of the same program follows the
-    same law with the same draws. (The evidence is a sum over devices, equal up to rounding.)
+    own: then the same key gives the same particles and ancestors on any number of devices, and with `smc` of that program on one. (Sums
+    over all particles, such as the evidence and the effective sample size, may differ in the last bits.) Where the mesh spans
+    several processes, each of them makes the same call, and gets the whole posterior.
 
     Args:
       key: a `jax.random.key`.
@@ -121,7 +123,8 @@ def sharded_smc(
     """
     program = split("sharded_smc", program, n, mesh, axis)
     step = jax.tree_util.Partial(_step_with(program.mesh, axis), threshold=share(threshold))
-    return drive(key, program, n, spawn, step, history=history, progress=progress, checkpoint=checkpoint)
+    posterior = drive(key, program, n, spawn, step, history=history, progress=progress, checkpoint=checkpoint)
+    return everywhere(posterior, program.mesh)
 
 
 def split(name: str, program: Program, n: int, mesh: AnyMesh, axis: str) -> InBlocks:
@@ -142,6 +145,13 @@ def split(name: str, program: Program, n: int, mesh: AnyMesh, axis: str) -> InBl
         size = 1
     blocks = inner if isinstance(inner, InBlocks) else in_blocks(inner, size=size)
     return blocks.replace(mesh=mesh, axis=axis)
+
+
+def everywhere(posterior: Posterior, mesh: AnyMesh) -> Posterior:
+    """The posterior with all of its arrays on every process."""
+    if jax.process_count() == 1:
+        return posterior
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(posterior)
 
 
 def communication(posterior: Posterior, program: Program, *, mesh: AnyMesh, axis: str = "particles") -> np.ndarray:

@@ -55,11 +55,9 @@ def test_smc_over_devices_is_properly_weighted(laws, program):
     laws.holds("smc over 2 devices", po.check.properly_weighted(over_devices, program))
 
 
-@given(program=PAIRS)
-@FEW
-def test_islands_over_devices_are_properly_weighted(laws, program):
+def test_islands_over_devices_are_properly_weighted(laws):
     over_devices = algorithm("island_smc", n=4, islands=2, mesh=TWO, threshold=1.0, exchange=1.0)
-    laws.holds("island smc over 2 devices", po.check.properly_weighted(over_devices, program))
+    laws.holds("island smc over 2 devices", po.check.properly_weighted(over_devices, the_pair()))
 
 
 def test_islands_that_end_apart_are_properly_weighted(laws):
@@ -76,14 +74,14 @@ def in_blocks_of_one(key, program):
 
 
 def each_for_itself(key, program, population):
-    """Each of two devices resamples its own two particles, and then all four are taken to weigh the same."""
-    own = [draw(key, f"ancestors on {device}", Systematic(population.log_weights[device : device + 2])) + device for device in (0, 2)]
+    """Each of two devices resamples its own particle, and then both are taken to weigh the same."""
+    own = [draw(key, f"ancestors on {device}", Systematic(population.log_weights[device : device + 1])) + device for device in (0, 1)]
     after = blocks.select(program, population, jnp.concatenate(own), blocks.evidence(population))
     return blocks.advance(key, program, after), Info(jnp.zeros(()), jnp.ones((), bool), None)
 
 
 def local_resampling(key, program):
-    return drive(key, program, 4, blocks.spawn, jax.tree_util.Partial(each_for_itself), history=False, progress=False)
+    return drive(key, program, 2, blocks.spawn, jax.tree_util.Partial(each_for_itself), history=False, progress=False)
 
 
 def massless_islands(key, program):
