@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from posterity.inference.scale.islands import island_smc, islands
     from posterity.inference.scale.sharded import communication, sharded_smc
     from posterity.inference.smc.backward import backward_simulation, ffbsi, fixed_lag
+    from posterity.inference.smc.branching import branching_smc
     from posterity.inference.smc.conditional import conditional_smc
     from posterity.inference.smc.controlled import controlled
     from posterity.inference.smc.ibis import ibis
     from posterity.inference.smc.importance import importance
     from posterity.inference.smc.nested import nested
     from posterity.inference.smc.resample_move import resample_move
+    from posterity.inference.smc.resampling.entropic import biased_entropic, entropic
     from posterity.inference.smc.smc import smc
     from posterity.inference.smc.smc2 import smc2
     from posterity.inference.smc.tempering import tempering
@@ -57,6 +59,8 @@ __all__ = [
     "Weighted",
     "adapt",
     "backward_simulation",
+    "biased_entropic",
+    "branching_smc",
     "check",
     "chunk",
     "communication",
@@ -67,6 +71,7 @@ __all__ = [
     "describe",
     "do",
     "embed",
+    "entropic",
     "exact",
     "factor",
     "ffbsi",
@@ -116,12 +121,14 @@ _HOMES = {
     "inference.scale.islands": ["island_smc", "islands"],
     "inference.scale.sharded": ["communication", "sharded_smc"],
     "inference.smc.backward": ["backward_simulation", "ffbsi", "fixed_lag"],
+    "inference.smc.branching": ["branching_smc"],
     "inference.smc.conditional": ["conditional_smc"],
     "inference.smc.controlled": ["controlled"],
     "inference.smc.ibis": ["ibis"],
     "inference.smc.importance": ["importance"],
     "inference.smc.nested": ["nested"],
     "inference.smc.resample_move": ["resample_move"],
+    "inference.smc.resampling.entropic": ["biased_entropic", "entropic"],
     "inference.smc.smc": ["smc"],
     "inference.smc.smc2": ["smc2"],
     "inference.smc.tempering": ["tempering"],

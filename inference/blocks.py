@@ -85,8 +85,9 @@ def weigh(population: Population, particles: Any, log_potential: Float[Array, " 
 
 def resample(key: PRNGKeyArray, program: Program, population: Population, resampling: type[Ancestors] = Systematic) -> tuple[Population, Int[Array, " n"]]:
     """Particles copied in proportion to their weights, which become equal; their sum moves into the evidence. Also the ancestors [n]."""
-    ancestors = draw(key, "ancestors", resampling(population.log_weights))
-    return select(program, population, ancestors, evidence(population)), ancestors
+    law = resampling(population.log_weights)
+    ancestors = draw(key, "ancestors", law)
+    return keep(select(program, population, ancestors, evidence(population)), ancestors, law), ancestors
 
 
 def select(program: Program, population: Population, ancestors: Int[Array, " n"], log_evidence: Float[Array, ""]) -> Population:
@@ -98,6 +99,12 @@ def select(program: Program, population: Population, ancestors: Int[Array, " n"]
         eves=population.eves[ancestors],
         invalid=population.invalid,
     )
+
+
+def keep(population: Population, ancestors: Int[Array, " n"], law: Ancestors) -> Population:
+    """The selected population with the weight that each ancestor's copies have left, where `law` drew other numbers of copies than the weights ask for."""
+    left = law.log_left
+    return population if left is None else replace(population, log_weights=population.log_weights + left[ancestors])
 
 
 def resample_below(
@@ -114,7 +121,7 @@ def resample_below(
     # Two branches: what a branch gives is in memory. In one, XLA computes the ancestors anew for every leaf that is selected, at four times the cost.
     drawn = lambda p: draw(key, "ancestors", resampling(p.log_weights))  # noqa: E731
     ancestors = cond(degenerate, drawn, lambda p: jnp.arange(p.size, dtype=jnp.int32), population)
-    population = cond(degenerate, lambda p: copies(program, p, ancestors, log_evidence), lambda p: p, population)
+    population = cond(degenerate, lambda p: keep(copies(program, p, ancestors, log_evidence), ancestors, resampling(p.log_weights)), lambda p: p, population)
     return population, Info(ess, degenerate, ancestors)
 
 

@@ -71,15 +71,8 @@ def independent(*names: str, mean: Array | None = None, covariance: Array | None
     Raises (from the sampler):
       ValueError: as `random_walk`.
 
-    >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, posterity as po
-    >>> @po.program
-    ... def rate(counts):
-    ...     rate = po.sample("rate", dist.Gamma(2.0, 1.0))
-    ...     po.observe("counts", dist.Poisson(rate), counts)
-    ...     return rate
-    >>> posterior = po.tempering(jax.random.key(0), rate(jnp.array([4, 7, 5])), n=1_000, kernel=po.kernels.independent())
-    >>> bool(abs(posterior.expect() - 4.5) < 0.15), bool(posterior.acceptance[0] > 0.5)
-    (True, True)
+    >>> import numpyro.distributions as dist, posterity as po
+    >>> kernel = po.kernels.independent(noise=dist.StudentT(5.0, 0.0, (3 / 5) ** 0.5))
     """
     return Partial(_named(_independent, names), mean=mean, covariance=covariance, noise=noise)
 

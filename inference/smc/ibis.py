@@ -140,7 +140,7 @@ def _check(program: FunctionProgram, particles: Any) -> None:
     """Raises ValueError when a step of the program draws."""
     key, draws = jax.random.key(0), _Draws()
     with handlers.block(), draws:
-        jax.eval_shape(lambda particles: program.step(key, particles)[0], particles)
+        jax.eval_shape(lambda particles: program.step(key, program.select(particles, jnp.zeros(1, jnp.int32)))[0], particles)
     if draws.names:
         drawn = ", ".join(map(repr, dict.fromkeys(draws.names)))
         raise ValueError(f"ibis: the steps of {program} draw {drawn}, but only the choices before its scan are moved; use po.resample_move, or po.smc2")

@@ -49,7 +49,8 @@ def smc(
       key: a `jax.random.key`.
       program: what to infer.
       n: the number of particles.
-      resampling: "systematic", "stratified", "multinomial", "residual", "ssp", "killing", or a class of `inference.smc.resampling`.
+      resampling: "systematic", "stratified", "multinomial", "residual", "ssp", "killing", or a class of `inference.smc.resampling`, as
+        `po.entropic` makes them.
       threshold: resample before a step when the effective sample size is below `threshold * n`; 0 never, 1 whenever
         the weights differ.
       history: True or "ancestors" keeps the ancestors of every step (4 bytes a particle and step), for `Posterior.lineage`; False or "none" keeps

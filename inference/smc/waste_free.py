@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import PRNGKeyArray
 
-from posterity.inference.blocks import Kernel, evidence, select
+from posterity.inference.blocks import Kernel, evidence, keep, select
 from posterity.inference.drive import Info
 from posterity.inference.smc.resampling import Ancestors, Systematic
 from posterity.ppl.effects import draw, loop
@@ -37,11 +37,12 @@ def resample_chains(
     """
     ancestors_key, offset_key, moves_key = jax.random.split(key, 3)
     length = moves + 1
-    drawn = draw(ancestors_key, "ancestors", resampling(population.log_weights))
+    law = resampling(population.log_weights)
+    drawn = draw(ancestors_key, "ancestors", law)
     offset = draw(offset_key, "offset", dist.CategoricalLogits(jnp.zeros(length)))
     ancestors = jnp.repeat(drawn.reshape(-1, length)[:, offset], length)
     heads = jnp.arange(0, population.size, length)
-    started = select(program, population, ancestors, evidence(population))
+    started = keep(select(program, population, ancestors, evidence(population)), ancestors, law)
 
     def once(state):
         turn, now, kept, invalid, accepted = state

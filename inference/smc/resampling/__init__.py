@@ -1,9 +1,23 @@
 """Resampling: distributions over ancestor vectors, in fixed point, and such as keep particle 0."""
 
 from posterity.inference.smc.resampling.conditional import CONDITIONAL
+from posterity.inference.smc.resampling.entropic import biased_entropic, entropic
 from posterity.inference.smc.resampling.schemes import Ancestors, Killing, Multinomial, Residual, Srinivasan, Stratified, Systematic
 
-__all__ = ["CONDITIONAL", "SCHEMES", "Ancestors", "Killing", "Multinomial", "Residual", "Srinivasan", "Stratified", "Systematic", "scheme"]
+__all__ = [
+    "CONDITIONAL",
+    "SCHEMES",
+    "Ancestors",
+    "Killing",
+    "Multinomial",
+    "Residual",
+    "Srinivasan",
+    "Stratified",
+    "Systematic",
+    "biased_entropic",
+    "entropic",
+    "scheme",
+]
 
 SCHEMES: dict[str, type[Ancestors]] = {
     "systematic": Systematic,

@@ -37,6 +37,11 @@ class Ancestors(dist.Distribution, Atomic):
     def quotas(self) -> Quotas:
         return quotas(self.log_weights)
 
+    @property
+    def log_left(self) -> Float[Array, " n"] | None:
+        """What a copy of each particle weighs, as a share of 1/n: log(n W_i / E[number of copies of i]), nats; None where all weigh the same."""
+        return None
+
     def _draw(self, key: PRNGKeyArray) -> Int[Array, " n"]:
         raise NotImplementedError(f"{type(self).__name__} cannot be drawn from: it does not define _draw")
 
