@@ -21,8 +21,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from posterity.ppl.script import Script
 
-_BLOCK = 2**18  # branches evaluated in one call
-# An algorithm under check is much code for few branches: its compilation takes longest (4.7 s of CPU by default, 1.8 s so).
+_BLOCK, _FEW = 2**18, 2**12  # branches evaluated in one call: at most, and without regret
+# Compilation takes longest: of an algorithm under check 1.8 s of CPU so, 4.7 s by default. A long chain runs no slower for it.
 _QUICK_TO_BUILD = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
 
 
@@ -44,7 +44,6 @@ class Chain(NamedTuple):
     init: Callable[..., Branch]  # its state is None
     step: Callable[..., Branch]
     final: Callable[..., Branch]
-    quick: bool = False  # to be compiled quickly rather than to run fast
 
 
 class Rows(NamedTuple):
@@ -99,10 +98,9 @@ def _stages(chain: Chain, tree: Any, shapes: tuple) -> tuple["_Stage", "_Stage",
     live, before = final.needs([True] * final.width), []
     while live != before:
         live, before = [a or b for a, b in zip(live, step.needs(live), strict=True)], live
-    options = _quick_to_build() if chain.quick else None
-    init.compile([], live, options)
-    step.compile(live, live, options)
-    final.compile(live, [True] * final.width, options)
+    init.compile([], live)
+    step.compile(live, live)
+    final.compile(live, [True] * final.width)
     return init, step, final
 
 
@@ -137,7 +135,7 @@ class _Stage:
         """On which leaves of the state the weight, `done` and the `live` leaves of the outcome depend."""
         return dce_jaxpr(self.jaxpr.jaxpr, [*live, True, True])[1][self.shared : self.shared + self.given]
 
-    def compile(self, live_in: list[bool], live_out: list[bool], options: dict[str, Any] | None) -> None:
+    def compile(self, live_in: list[bool], live_out: list[bool]) -> None:
         jaxpr, used = dce_jaxpr(self.jaxpr.jaxpr, [*live_out, True, True])
         if used[-2]:
             raise ValueError("enumeration: something is drawn from a random key directly; draw it by po.sample or ppl.effects.draw, where a handler can see it")
@@ -149,7 +147,7 @@ class _Stage:
             *out, log_weight, done = function(*itertools.compress([*shared, *state, None, code], used))
             return Rows(out, before + log_weight, done)
 
-        self.run = jax.jit(jax.vmap(jax.vmap(branch, (None, None, None, 0)), (None, 0, 0, None)), compiler_options=options)
+        self.run = jax.jit(jax.vmap(jax.vmap(branch, (None, None, None, 0)), (None, 0, 0, None)), compiler_options=_quick_to_build())
 
     def expand(self, shared: list, rows: Rows, limit: int, where: str) -> Rows:
         """All branches of positive weight of every row."""
@@ -159,13 +157,13 @@ class _Stage:
             raise ValueError(
                 f"enumeration: {where} has {m * self.size:.4g} branches, {m:,} states times the sizes of the supports ({sizes}); the limit is {limit:,}"
             )
-        codes, together = min(self.size, _BLOCK), max(1, _BLOCK // self.size)  # codes beyond the last have probability zero
+        codes, together = min(self.size, _BLOCK), 1 << (max(1, _BLOCK // self.size).bit_length() - 1)  # codes beyond the last have probability zero
         starts = itertools.product(range(0, max(m, 1), together), range(0, self.size, codes))
         return _joined([self._block(shared, rows.at(slice(i, i + together)), np.arange(k, k + codes), together) for i, k in starts])
 
     def _block(self, shared: list, rows: Rows, codes: np.ndarray, together: int) -> Rows:
         m = len(rows.done)
-        padded = min(8 ** math.ceil(round(math.log(max(m, 1), 8), 9)), together)  # few shapes: few compilations
+        padded = min(max(8 ** math.ceil(round(math.log(max(m, 1), 8), 9)), _FEW // len(codes)), together)  # few shapes: few compilations
         leaves, before, _ = jax.tree.map(lambda x: np.resize(x, (padded, *x.shape[1:])), rows)
         found = jax.device_get(self.run(shared, leaves, before, codes)).at(slice(m))
         if np.any(np.isnan(found.log_weights) | np.isposinf(found.log_weights)):

@@ -12,7 +12,7 @@ True
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -101,10 +101,24 @@ def invariant(kernel: Callable[[Array, Program, Any], Any], program: Program, *,
     return _compare("invariance", _of(before), _of(after), after.branches, tolerance)
 
 
-def same_meaning(program: Program, other: Program, *, tolerance: float = 1e-10, limit: int = LIMIT) -> Report:
-    """Whether two programs denote the same measure, evidence included; one may be a transformation of the other."""
-    found, expected = exact(program, limit=limit), exact(other, limit=limit)
-    return _compare("equal meaning", _of(expected), _of(found), found.branches, tolerance)
+def same_meaning(program: Program, other: Program | Mapping[Any, float], *, tolerance: float = 1e-10, limit: int = LIMIT) -> Report:
+    """Whether two programs denote the same measure, evidence included.
+
+    Args:
+      program: a finite program, a transformed one perhaps.
+      other: a program, or a sum worked out by hand: every outcome, as `Measure.outcomes` writes it, with its mass.
+      tolerance: the largest difference allowed, as a share of the evidence of `other`.
+      limit: the largest number of branches.
+
+    Raises:
+      ValueError: as `po.exact`.
+    """
+    found = exact(program, limit=limit)
+    if isinstance(other, Mapping):
+        law, expected = "meaning, against a sum", dict(other)
+    else:
+        law, expected = "equal meaning", _of(exact(other, limit=limit))
+    return _compare(law, expected, _of(found), found.branches, tolerance)
 
 
 @functools.lru_cache(maxsize=256)

@@ -74,7 +74,7 @@ def _apart(chain: Chain, args: Any, limit: int) -> Law:
     """Enumerates in 64 bits, apart from the handlers and the trace around: a program may ask for the exact answer of another."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
         raise ValueError("enumeration: the program's arguments are being traced (they depend on a choice, or on what jit compiles); it needs their values")
-    with isolated(), jax.ensure_compile_time_eval(), jax.disable_jit(False), jax.enable_x64():
+    with isolated(), jax.core.eval_context(), jax.disable_jit(False), jax.enable_x64():
         return law(chain, args, limit)
 
 
@@ -108,7 +108,7 @@ def _program_then(kernel: Callable | None) -> Chain:
 
         return scripted(value, code)
 
-    return Chain(_begin, _step, final, quick=kernel is not None)
+    return Chain(_begin, _step, final)
 
 
 class _Reached(Exception):
@@ -156,4 +156,4 @@ def _chain_of(run: Callable[[Any, Array], Any]) -> Chain:
             return Branch(result, jnp.zeros(()), jnp.ones((), bool), [])
         return Branch(result, script.log_prob, jnp.ones((), bool), script.choices)
 
-    return Chain(init, step, final, quick=True)
+    return Chain(init, step, final)

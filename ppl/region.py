@@ -160,6 +160,9 @@ class Given(Messenger):
             if self.at_scan is None:
                 raise Reached(*msg["args"])
             msg["fn"], self.beyond, self.log_potential = self.at_scan, True, jnp.zeros(())
+        elif msg["type"] == "prng_key" and self.sizes:
+            named = ", ".join(map(repr, sorted(self.names)))
+            raise ValueError(f"po.key() is called where the values of {named} are summed: an inference there would not draw anew; embed it before that choice")
         elif msg["type"] == "sample" and msg["is_observed"]:
             self.log_potential = self.log_potential + (log_density(msg) if self.sizes else 0.0)
         elif msg["type"] == "sample" and msg["name"] in self.names:

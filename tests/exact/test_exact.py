@@ -16,12 +16,14 @@ from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW
 
 
-def assert_masses(measure, expected):
-    """Equal outcomes, and equal masses to 1e-10."""
-    found = measure.outcomes()
-    for outcome in found.keys() | expected.keys():
-        assert found.get(outcome, 0.0) == pytest.approx(expected.get(outcome, 0.0), rel=0, abs=1e-10), outcome
+def measured(laws, program, expected):
+    """The program's exact measure, which holds these masses to 1e-10."""
+    laws.holds("exact, standard programs", po.check.same_meaning(program, expected))
+    measure = po.exact(program)
+    for outcome, mass in measure.outcomes().items():
+        assert mass == pytest.approx(expected[outcome], rel=0, abs=1e-10), outcome
     assert measure.log_evidence == pytest.approx(math.log(math.fsum(expected.values())), abs=1e-10)
+    return measure
 
 
 @po.program
@@ -33,14 +35,13 @@ def sprinkler():
     return {"rain": rain, "sprinkler": sprinkler}
 
 
-def test_sprinkler():
+def test_sprinkler(laws):
     wet = [[0.0, 0.9], [0.8, 0.99]]
     mass = {}
     for rain, on in itertools.product((0, 1), repeat=2):
         p = 0.01 if rain else 0.4
         mass[("rain", rain), ("sprinkler", on)] = (0.2 if rain else 0.8) * (p if on else 1 - p) * wet[rain][on]
-    measure = po.exact(sprinkler())
-    assert_masses(measure, mass)
+    measure = measured(laws, sprinkler(), mass)
     # The posterior of rain, by hand: (.2·.99·.8 + .2·.01·.99) / evidence
     assert measure["rain"].expect() == pytest.approx((0.2 * 0.99 * 0.8 + 0.2 * 0.01 * 0.99) / math.fsum(mass.values()), abs=1e-12)
     on = measure.given(lambda value: value["sprinkler"] == 1)
@@ -48,7 +49,7 @@ def test_sprinkler():
     assert math.exp(on.log_evidence) == pytest.approx(0.2 * 0.01 * 0.99 + 0.8 * 0.4 * 0.9, abs=1e-12)
 
 
-def test_biased_dice():
+def test_biased_dice(laws):
     """Which die was rolled? One is fair, one is loaded; the sum of three rolls was 15 or more."""
     faces = [[1 / 6] * 6, [0.1, 0.1, 0.1, 0.1, 0.1, 0.5]]
 
@@ -65,8 +66,7 @@ def test_biased_dice():
         weight = (0.25 if loaded else 0.75) * math.prod(faces[loaded][roll - 1] for roll in rolls)
         if sum(rolls) >= 15:
             mass[loaded, sum(rolls)] = mass.get((loaded, sum(rolls)), 0.0) + weight
-    measure = po.exact(dice())
-    assert_masses(measure, mass)
+    measure = measured(laws, dice(), mass)
     assert measure.branches == 2 * 6**3
 
 
@@ -98,7 +98,7 @@ def hidden(start, move, see, ys):
     return po.scan(step, x0, ys)
 
 
-def test_a_constrained_language_model_of_three_tokens():
+def test_a_constrained_language_model_of_three_tokens(laws):
     """A bigram model over a, b and the end: texts of at most four tokens without "bb"."""
     after = [[0.5, 0.3, 0.2], [0.2, 0.5, 0.3]]
 
@@ -124,10 +124,10 @@ def test_a_constrained_language_model_of_three_tokens():
                 write([*tokens, token], weight * after[tokens[-1]][token])
 
     write([0], 1.0)
-    assert_masses(po.exact(texts()), mass)
+    measured(laws, texts(), mass)
 
 
-def test_schelling_agents_that_reason_about_each_other():
+def test_schelling_agents_that_reason_about_each_other(laws):
     """Alice and Bob want to meet without talking (Stuhlmüller and Goodman 2014): each level imagines the other one level down."""
     prior, depth = [0.55, 0.45], 2
 
@@ -149,10 +149,11 @@ def test_schelling_agents_that_reason_about_each_other():
     for _ in range(depth):
         joint = [p * q for p, q in zip(prior, belief, strict=True)]
         belief = [w / sum(joint) for w in joint]
+    measured(laws, alice(depth), dict(enumerate(joint)))
     assert [estimate.value for estimate in po.exact(alice(depth)).answers().values()] == pytest.approx(belief, abs=1e-10)
 
 
-def test_agents_that_reason_by_sampling_are_one_program():
+def test_agents_that_reason_by_sampling_are_one_program(laws):
     """The same game in one program: Alice draws an imagined Bob and requires to meet him."""
     prior = [0.55, 0.45]
 
@@ -163,7 +164,7 @@ def test_agents_that_reason_by_sampling_are_one_program():
         po.factor("meet", jnp.where(mine == his, 0.0, -jnp.inf))
         return mine
 
-    assert_masses(po.exact(alice()), {0: 0.55**2, 1: 0.45**2})
+    measured(laws, alice(), {0: 0.55**2, 1: 0.45**2})
 
 
 @given(program=finite.programs())

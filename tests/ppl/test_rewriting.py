@@ -258,6 +258,20 @@ def test_keys_are_for_programs():
         po.key()
 
 
+@pytest.mark.parametrize("transformation", [po.adapt, po.marginalise])
+def test_an_inference_after_a_choice_that_is_summed_is_refused(transformation):
+    """Its evidence would be that of one key for all particles."""
+
+    @po.program
+    def program():
+        z = po.sample("z", dist.Bernoulli(0.5))
+        po.factor("reward", 1.0 * z)
+        return po.embed("tokens", po.smc(po.key(), tokens.bind(2), n=2))
+
+    with pytest.raises(ValueError, match=r"po.key\(\) is called where the values of 'z' are summed"):
+        po.importance(jax.random.key(0), transformation(program(), "z"), n=2)
+
+
 def test_what_is_no_posterior_is_not_embedded():
     with pytest.raises(TypeError, match=r"embed\('x'\): posterior must have values, log_weights and log_evidence"):
         po.embed("x", jnp.ones(3))
