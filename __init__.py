@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from posterity.inference.smc.ibis import ibis
     from posterity.inference.smc.importance import importance
     from posterity.inference.smc.nested import nested
+    from posterity.inference.smc.paris import paris
     from posterity.inference.smc.resample_move import resample_move
     from posterity.inference.smc.resampling.entropic import biased_entropic, entropic
     from posterity.inference.smc.smc import smc
@@ -90,6 +91,7 @@ __all__ = [
     "mixture",
     "nested",
     "observe",
+    "paris",
     "particle_gibbs",
     "pimh",
     "pmmh",
@@ -127,6 +129,7 @@ _HOMES = {
     "inference.smc.ibis": ["ibis"],
     "inference.smc.importance": ["importance"],
     "inference.smc.nested": ["nested"],
+    "inference.smc.paris": ["paris"],
     "inference.smc.resample_move": ["resample_move"],
     "inference.smc.resampling.entropic": ["biased_entropic", "entropic"],
     "inference.smc.smc": ["smc"],

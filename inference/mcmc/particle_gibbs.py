@@ -147,7 +147,14 @@ def pimh(
     True
     """
     found = pmmh(
-        key, nothing.bind(), jax.tree_util.Partial(_given, as_program(program)), n=n, draws=draws, warmup=warmup, resampling=resampling, threshold=threshold
+        key,
+        nothing.bind(),
+        jax.tree_util.Partial(given_program, as_program(program)),
+        n=n,
+        draws=draws,
+        warmup=warmup,
+        resampling=resampling,
+        threshold=threshold,
     )
     return replace(found, values=found.values.value)
 
@@ -155,8 +162,9 @@ def pimh(
 @program
 def nothing():
     """No parameters."""
-    return ()
+    return jnp.zeros(())  # an array tells how many particles there are
 
 
-def _given(program: Program, _: tuple) -> Program:
+def given_program(program: Program, _: Array) -> Program:
+    """The program, whatever the parameters."""
     return program

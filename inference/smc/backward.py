@@ -196,7 +196,8 @@ def replay(program: Retraced, traces: Traces, generations: Generations) -> tuple
     if not program.length:
         return first, zero
     start = jax.tree.map(lambda x: lax.convert_element_type(x, x.dtype), start)  # not weakly typed
-    rest, log_potentials = lax.scan(forward, start, jax.tree.map(lambda x: jnp.moveaxis(x[:, 1:], 1, 0), traces.drawn))[1]
+    rows = jax.tree.map(lambda x: jnp.moveaxis(x[:, 1:], 1, 0), traces.drawn)
+    rest, log_potentials = lax.scan(forward, start, rows, length=program.length)[1]
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rest), jnp.concatenate([zero, log_potentials])
 
 
@@ -239,8 +240,8 @@ def fixed_lag(program: Program, posterior: Posterior, f: Callable[[Any], Any] | 
     ...         po.observe("y", dist.Normal(x, 0.5), y)
     ...         return x
     ...     return po.scan(step, 0.0, ys)
-    >>> program = walk(jnp.array([1.0, 2.0, 3.0]))
-    >>> posterior = po.smc(jax.random.key(0), program, n=1_000, history="full")
+    >>> program = po.retraced(walk(jnp.array([1.0, 2.0, 3.0])))
+    >>> posterior = po.smc(jax.random.key(0), program, n=500, history="full")
     >>> [round(float(x), 1) for x in po.fixed_lag(program, posterior, lag=1)]
     [0.0, 1.0, 1.9, 2.8]
     """

@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import posterity as po
+from posterity.inference.mcmc import pmmh
+from posterity.inference.mcmc.particle_gibbs import given_program, nothing
 from posterity.inference.smc import backward, conditional
+from posterity.inference.smc import paris as module
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
 
@@ -71,6 +75,79 @@ def test_ancestor_sampling_goes_with_systematic_resampling(laws):
     laws.holds("conditional_smc, ancestor, systematic", po.check.invariant(kernel(n=3, ancestors="ancestor", resampling="systematic"), program))
 
 
+# -- sums over steps ---------------------------------------------------------------------------------------------------------
+
+
+def meet(x0, move, potential, added, carry):
+    """Two steps of a chain that ends at its first 1, with what `added[t, before, after]` sums to."""
+
+    def step(carry, t):
+        x, total = carry
+        new = po.sample("x", dist.Categorical(move[x]))
+        po.factor("potential", jnp.log(potential)[t + 1, new])
+        return new, total + added[t, x, new]
+
+    return po.scan(step, (x0, carry), jnp.arange(2), until=lambda carry: carry[0] == 1)
+
+
+@po.program
+def forgetting(start, move, potential, added):
+    return meet(po.sample("x0", dist.Categorical(start)), move, potential, added, 0.0)[0]
+
+
+@po.program
+def in_full(start, move, potential, added):
+    """Its evidence is the expected sum."""
+    total = meet(po.sample("x0", dist.Categorical(start)), move, potential, added, 0.0)[1]
+    po.factor("sum", jnp.log(total))
+    return 0
+
+
+ADDED = jnp.array([[[2.0, 3.0], [5.0, 7.0]], [[11.0, 13.0], [17.0, 19.0]]])
+
+
+def looked_up(t, before, after):
+    return ADDED[t - 1, before, after]
+
+
+@cache
+def paris(**options):
+    """The sum's estimated mean as one value's weight."""
+
+    def run(key, program):
+        posterior = po.paris(key, program, looked_up, n=2, threshold=1.0, **options)
+        mean = jnp.sum(jnp.where(posterior.log_weights > -jnp.inf, jnp.exp(posterior.log_weights) * posterior.values, 0.0))
+        return posterior.replace(values=jnp.zeros(1, int), log_weights=jnp.log(mean)[None])
+
+    return run
+
+
+WAYS = {"all pasts": {"samples": None}, "two drawn pasts": {"samples": 2}, "one by rejection": {"samples": 1, "bound": 0.0, "tries": 1}}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(tables=st.tuples(finite.laws(2), finite.tables(2, 2), finite.potentials(3, 2)))
+@settings(FEW, max_examples=4)
+def test_sums_over_steps_are_properly_weighted(laws, way, tables):
+    tables = [*arrays(*tables), ADDED.astype(float)]
+    laws.holds(f"paris, {way}", po.check.properly_weighted(paris(**WAYS[way]), forgetting(*tables), meaning=in_full(*tables)))
+
+
+# -- particle-independent Metropolis-Hastings ----------------------------------------------------------------------------------
+
+
+def pimh(key, program, particles):
+    return pmmh.move(key, program, particles)[0]
+
+
+def fresh(program, n):
+    return po.nested(nothing.bind(), jax.tree_util.Partial(given_program, program), n=n, threshold=1.0)
+
+
+def test_pimh_leaves_the_path_law_invariant(laws):
+    laws.holds("pimh, n=2", po.check.invariant(pimh, fresh(short(*arrays(*SHORT)), n=2)))
+
+
 # -- mutants ---------------------------------------------------------------------------------------------------------------
 
 
@@ -87,3 +164,17 @@ def test_ancestor_sampling_that_forgets_the_density_of_the_rest_is_refuted(laws,
     monkeypatch.setattr(conditional, "log_suffix", forgetful)
     mutant = lambda *given: kernel(n=2, ancestors="ancestor")(*given)  # noqa: E731
     laws.fails("ancestor sampling without the density of the rest", po.check.invariant(mutant, po.recorded(po.retraced(short(*arrays(*SHORT))))))
+
+
+def test_sums_that_forget_the_transition_are_refuted(laws, monkeypatch):
+    row = module.row
+    monkeypatch.setattr(module, "row", lambda step, to: (step.log_weights, row(step, to)[1]))
+    tables = [*arrays([0.5, 0.5], [[0.5, 0.5], [0.2, 0.8]], [[1.0, 1.0], [0.5, 0.25], [0.3, 1.5]]), ADDED.astype(float)]
+    report = po.check.properly_weighted(lambda *given: paris(samples=None)(*given), forgetting(*tables), meaning=in_full(*tables))
+    laws.fails("paris without the density of transitions", report)
+
+
+def test_pimh_that_forgets_the_present_evidence_is_refuted(laws, monkeypatch):
+    accept = pmmh.accept
+    monkeypatch.setattr(pmmh, "accept", lambda key, log_new, log_old, log_factor: accept(key, log_new, jnp.zeros_like(log_old), log_factor))
+    laws.fails("PIMH without the present evidence", po.check.invariant(lambda *given: pimh(*given), fresh(short(*arrays(*SHORT)), n=1)))
