@@ -92,11 +92,11 @@ def drive(
 
 @functools.partial(jax.jit, static_argnames=("n", "init", "history", "moves"))
 def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: str, moves: bool) -> Posterior:
-    run = _begin(key, program, n, init, history, moves)
+    run = begin(key, program, n, init, history, moves)
     steps = run.record.ess.shape[0]
     if steps:
-        run = loop(lambda run: _going(run, program, moves), lambda run: _advance(run, program, step), run, limit=steps)
-    return _finish(run, program)
+        run = loop(lambda run: going(run, program, moves), lambda run: advance(run, program, step), run, limit=steps)
+    return finish(run, program)
 
 
 def _stepwise(
@@ -112,14 +112,13 @@ def _stepwise(
     checkpoint: Checkpoint | None,
 ) -> Posterior:
     """The same in stretches of steps, each compiled as one loop: to show how far it is, or to keep the run on disk between them."""
-    begin = jax.jit(_begin, static_argnames=("n", "init", "history", "moves"))
     stretch = jax.jit(_stretch, static_argnames="moves", donate_argnames="run")
-    going, finish = jax.jit(_going, static_argnames="moves"), jax.jit(_finish)
+    goes = jax.jit(going, static_argnames="moves")
     kept, every = None, 1
     if checkpoint is not None:
         about = checkpoints.describe(key, program, n, init, step, history=history, moves=moves)
         kept, every = checkpoints.keep(checkpoint, about), checkpoint.every
-    run = begin(key, program, n, init, history, moves)
+    run = jax.jit(begin, static_argnames=("n", "init", "history", "moves"))(key, program, n, init, history, moves)
     if kept:
         run = stretch(run, program, step, moves, 0)  # no step: but from here on its arrays lie on the devices as they will
         kept = kept.computing(stretch.lower(run, program, step, moves, 0).as_text())
@@ -127,7 +126,7 @@ def _stepwise(
     shown = (*Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"))
     with Progress(*shown, console=Console(stderr=True), transient=True, disable=not progress) as bar:
         task = bar.add_task(repr(program), total=program.length)
-        while going(run, program, moves):
+        while goes(run, program, moves):
             time = int(run.time)
             run = stretch(run, program, step, moves, time + 1 if progress else time + every - time % every)
             bar.update(task, completed=int(run.time))
@@ -136,7 +135,7 @@ def _stepwise(
     if kept:
         kept.save(run, int(run.time))
         kept.manager.close()
-    return finish(run, program)
+    return jax.jit(finish)(run, program)
 
 
 def _stretch(run: Run, program: Program, step: Callable, moves: bool, until: Array | int) -> Run:
@@ -144,10 +143,11 @@ def _stretch(run: Run, program: Program, step: Callable, moves: bool, until: Arr
     steps = run.record.ess.shape[0]
     if not steps:
         return run
-    return loop(lambda run: _going(run, program, moves) & (run.time < until), lambda run: _advance(run, program, step), run, limit=steps)
+    return loop(lambda run: going(run, program, moves) & (run.time < until), lambda run: advance(run, program, step), run, limit=steps)
 
 
-def _begin(key: PRNGKeyArray, program: Program, n: int, init: Callable, history: str, moves: bool) -> Run:
+def begin(key: PRNGKeyArray, program: Program, n: int, init: Callable, history: str, moves: bool) -> Run:
+    """A run before its first step."""
     with isolated():
         init_key, loop_key = jax.random.split(key)
         population = init(init_key, program, n)
@@ -159,7 +159,7 @@ def _begin(key: PRNGKeyArray, program: Program, n: int, init: Callable, history:
         return Run(loop_key, jnp.zeros((), jnp.int32), population, record, generations)
 
 
-def _going(run: Run, program: Program, moves: bool) -> Array:
+def going(run: Run, program: Program, moves: bool) -> Array:
     """Until all particles are done, or the last step where moves may bring them back to life.
 
     A run that can come to nothing (no weight left, or an invalid potential) stops where that is seen.
@@ -170,7 +170,8 @@ def _going(run: Run, program: Program, moves: bool) -> Array:
     return fruitful & (run.time < run.record.ess.shape[0]) & ~jnp.asarray(ended)
 
 
-def _advance(run: Run, program: Program, step: Callable) -> Run:
+def advance(run: Run, program: Program, step: Callable) -> Run:
+    """The run one step further."""
     with isolated():
         population, info = step(jax.random.fold_in(run.key, run.time), program, run.population)
     kept = info._replace(**{name: None for name, rows in run.record._asdict().items() if rows is None})
@@ -189,7 +190,8 @@ def _first_of(times: int, program: Program, population: Population) -> Generatio
     return jax.tree.map(lambda row: jnp.zeros((times, *row.shape), row.dtype).at[0].set(row), now)
 
 
-def _finish(run: Run, program: Program) -> Posterior:
+def finish(run: Run, program: Program) -> Posterior:
+    """The posterior that a run has come to."""
     population, record = run.population, run.record
     with isolated():
         values, choices = program.value(population.particles), choices_of(program, population.particles)

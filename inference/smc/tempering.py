@@ -224,17 +224,17 @@ def tempering(
 @functools.partial(jax.jit, static_argnames="n")
 def _compiled(key: PRNGKeyArray, path: Path, n: int, step: Partial) -> Annealed:
     rises = {name: step.keywords[name] for name in ("ladder", "ess")}
-    run = drive._begin(key, path, n, lambda key, path, n: climb(path, spawn(key, path, n), **rises), "none", moves=True)
+    run = drive.begin(key, path, n, lambda key, path, n: climb(path, spawn(key, path, n), **rises), "none", moves=True)
     exponents = jnp.full(path.stages, jnp.nan, run.record.ess.dtype).at[0].set(_exponent(run))
 
     def stage(state):
         run, exponents = state
-        run = drive._advance(run, path, step)
+        run = drive.advance(run, path, step)
         return run, exponents.at[run.time].set(_exponent(run))
 
     if path.length:
-        run, exponents = loop(lambda state: drive._going(state[0], path, moves=False), stage, (run, exponents), limit=path.length)
-    posterior = drive._finish(run, path)
+        run, exponents = loop(lambda state: drive.going(state[0], path, moves=False), stage, (run, exponents), limit=path.length)
+    posterior = drive.finish(run, path)
     arrived = (_exponent(run) >= 1.0) | (posterior.log_evidence == -jnp.inf)
     result = Annealed(**vars(posterior), exponents=exponents, arrived=arrived)
     nothing = {name: jnp.where(arrived, getattr(result, name), -jnp.inf) for name in ("log_weights", "log_evidence")}
