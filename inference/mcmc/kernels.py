@@ -41,7 +41,7 @@ def random_walk(*names: str, covariance: Array | None = None, noise: dist.Distri
       noise: what a step is made of, a law symmetric around 0 of one number: normal by default.
 
     Raises (from the sampler):
-      ValueError: when a choice to be moved is discrete or there is none of that name; without `covariance`, for fewer than 2 particles.
+      ValueError: when a choice to be moved is discrete or there is none of that name; on a covariance of another shape, or none and fewer than 2 particles.
 
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, posterity as po
     >>> @po.program
@@ -131,8 +131,8 @@ def _random_walk(
 ) -> tuple[Any, Moved]:
     noise_key, *keys = jax.random.split(key, 3)
     space = _space("random_walk", program, particles, names)
-    if covariance is None:
-        covariance = space.covariance("random_walk") * (2.38**2 / space.x.shape[1])
+    d = space.x.shape[1]
+    covariance = space.covariance("random_walk") * (2.38**2 / d) if covariance is None else _shaped("random_walk", "covariance", covariance, (d, d))
     step = draw(noise_key, "noise", noise.expand(space.x.shape)) @ jnp.linalg.cholesky(covariance).T
     return space.judge(keys, program, particles, space.x + step, time)
 
@@ -150,8 +150,10 @@ def _independent(
 ) -> tuple[Any, Moved]:
     noise_key, *keys = jax.random.split(key, 3)
     space = _space("independent", program, particles, names)
-    mean = space.mean if mean is None else mean
-    root = jnp.linalg.cholesky(space.covariance("independent") if covariance is None else covariance)
+    d = space.x.shape[1]
+    mean = space.mean if mean is None else _shaped("independent", "mean", mean, (d,))
+    covariance = space.covariance("independent") if covariance is None else _shaped("independent", "covariance", covariance, (d, d))
+    root = jnp.linalg.cholesky(covariance)
     fresh = draw(noise_key, "noise", noise.expand(space.x.shape))
     present = jax.scipy.linalg.solve_triangular(root, (space.x - mean).T, lower=True).T
     log_factor = jnp.sum(jnp.asarray(noise.log_prob(present)) - jnp.asarray(noise.log_prob(fresh)), axis=1)
@@ -263,8 +265,14 @@ def _checked(kernel: str, program: Parametric, names: tuple[str, ...], choices: 
     return names or tuple(choices)
 
 
+def _shaped(kernel: str, name: str, given: Array, shape: tuple[int, ...]) -> Array:
+    if jnp.shape(given) != shape:
+        raise ValueError(f"{kernel}: {name} must have shape {shape}, one entry for each coordinate that is moved, got {jnp.shape(given)}")
+    return jnp.asarray(given)
+
+
 def _discrete(law: dist.Distribution) -> bool:
-    return law.support.is_discrete  # pyright: ignore[reportOptionalMemberAccess] - every distribution has one
+    return getattr(law.support, "is_discrete", True)
 
 
 def _size(law: dist.Distribution) -> int:

@@ -146,6 +146,17 @@ def test_ibis_is_properly_weighted(laws, waste_free, program):
     laws.holds("ibis, waste-free" if waste_free else "ibis", po.check.properly_weighted(ibis(2, waste_free), program))
 
 
+@given(masses=finite.laws(3), potentials=finite.potentials(3))
+@FEWER
+def test_waste_free_tempering_is_properly_weighted(laws, masses, potentials):
+    """Two chains of two."""
+    laws.holds("tempering, waste-free", po.check.properly_weighted(chains_of_two, scale(*arrays(masses, potentials))))
+
+
+def chains_of_two(key, program):
+    return po.tempering(key, program, n=4, ladder=jnp.array([0.25, 1.0]), kernel=KERNELS["prior"], moves=1, waste_free=True)
+
+
 def fresh(function):
     """Not the function that was traced before something was replaced."""
     return lambda *given: function(*given)

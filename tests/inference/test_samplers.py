@@ -152,6 +152,7 @@ def static(**options):
         (lambda: static(stages=0), "stages must be a whole number of at least 1, got 0"),
         (lambda: static(moves=-1), "moves must be a whole number of at least 0, got -1"),
         (lambda: static(moves=2, waste_free=True), r"waste_free keeps the moves \+ 1 = 3 states of each chain: n must be a multiple of that, got 4"),
+        (lambda: static(kernel=po.kernels.random_walk(covariance=jnp.eye(3))), r"random_walk: covariance must have shape \(2, 2\), .* got \(3, 3\)"),
         (lambda: static(n=1), "random_walk learns its covariance from at least 2 particles"),
         (lambda: static(kernel=po.kernels.uniform()), "uniform moves choices of finite support; 'w' of <program regression> is real"),
         (lambda: static(kernel=po.kernels.random_walk("v")), "random_walk: <program regression> has no choice called v; it has w"),
