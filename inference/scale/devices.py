@@ -19,7 +19,7 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def along(name: str, mesh: AnyMesh, axis: str) -> AnyMesh:
-    """The mesh, its axes of the kind that the compiler shards by itself.
+    """The mesh, as `auto` has it.
 
     Raises:
       TypeError: when it is no mesh.
@@ -29,8 +29,12 @@ def along(name: str, mesh: AnyMesh, axis: str) -> AnyMesh:
         raise TypeError(f"{name}: mesh must be a jax.sharding.Mesh, as jax.make_mesh((8,), ({axis!r},)) makes, got {type(mesh).__name__}")
     if axis not in mesh.axis_names:
         raise ValueError(f"{name}: axis must be one of the mesh's, which are {', '.join(map(repr, mesh.axis_names))}, got {axis!r}")
-    kinds = (AxisType.Auto,) * len(mesh.axis_names)
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds) if isinstance(mesh, Mesh) else mesh
+    return auto(mesh)
+
+
+def auto(mesh: AnyMesh) -> AnyMesh:
+    """The mesh with all axes left to the compiler, so that types say nothing of sharding."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names)) if isinstance(mesh, Mesh) else mesh
 
 
 def each(mesh: AnyMesh, axis: str, function: Callable, *arguments: Any, shared: tuple = ()) -> Any:

@@ -1,6 +1,7 @@
 """Island particle models (Vergé, Dubarry, Del Moral and Moulines 2015): populations that resample within themselves, and now and then as wholes."""
 
 import functools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -168,7 +169,8 @@ def together(found: Posterior) -> Posterior:
     """A posterior of islands as one of their particles."""
     island: Island = found.values
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-    return found.replace(
+    return replace(
+        found,
         values=jax.tree.map(flat, island.values),
         log_weights=flat(found.log_weights[:, None] + island.log_weights),
         eves=flat(found.eves[:, None] * island.eves.shape[1] + island.eves),

@@ -1,19 +1,21 @@
 """Sequential Monte Carlo over many devices: each has an equal share of the particles."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from posterity.inference.blocks import advance, resample_below, spawn
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, drive
-from posterity.inference.scale.devices import AnyMesh, along, each, slots
+from posterity.inference.scale.devices import AnyMesh, along, auto, each, slots
 from posterity.inference.scale.in_blocks import InBlocks, in_blocks
 from posterity.inference.smc.resampling import Systematic
 from posterity.inference.smc.resampling.quotas import Quotas, quotas, running_sum
@@ -81,7 +83,7 @@ def sharded_smc(
     mesh: AnyMesh,
     axis: str = "particles",
     threshold: float = 0.5,
-    history: bool = True,
+    history: bool | str = True,
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Posterior:
@@ -144,12 +146,19 @@ def split(name: str, program: Program, n: int, mesh: AnyMesh, axis: str) -> InBl
     else:
         size = 1
     blocks = inner if isinstance(inner, InBlocks) else in_blocks(inner, size=size)
-    return blocks.replace(mesh=mesh, axis=axis)
+    return replace(jax.tree.map(_auto, blocks), mesh=mesh, axis=axis)
 
 
-def everywhere(posterior: Posterior, mesh: AnyMesh) -> Posterior:
+def _auto(x: Any) -> Any:
+    """Data that the user sharded, on a mesh whose axes are of the kind that `along` gives."""
+    if isinstance(x, Tracer) or not isinstance(getattr(x, "sharding", None), NamedSharding):
+        return x
+    return jax.device_put(x, NamedSharding(auto(x.sharding.mesh), x.sharding.spec))
+
+
+def everywhere(posterior: Posterior, mesh: AnyMesh | None) -> Posterior:
     """The posterior with all of its arrays on every process."""
-    if jax.process_count() == 1:
+    if mesh is None or jax.process_count() == 1:
         return posterior
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(posterior)
 
