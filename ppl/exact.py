@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
+from jax.core import Tracer, eval_context
 
 from posterity.ppl.branching import Branch, Chain, Law, law, scripted
 from posterity.ppl.component import State
@@ -74,7 +74,7 @@ def _apart(chain: Chain, args: Any, limit: int) -> Law:
     """Enumerates in 64 bits, apart from the handlers and the trace around: a program may ask for the exact answer of another."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
         raise ValueError("enumeration: the program's arguments are being traced (they depend on a choice, or on what jit compiles); it needs their values")
-    with isolated(), jax.core.eval_context(), jax.disable_jit(False), jax.enable_x64():
+    with isolated(), eval_context(), jax.disable_jit(False), jax.enable_x64():
         return law(chain, args, limit)
 
 
