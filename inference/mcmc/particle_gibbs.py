@@ -1,22 +1,26 @@
 """Particle Gibbs and particle-independent Metropolis-Hastings (Andrieu, Doucet and Holenstein 2010): chains on whole trajectories."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 from jax.core import Tracer
 
-from posterity.inference import blocks
+from posterity.inference.blocks import Moved, run
 from posterity.inference.drive import check_counts, check_key
 from posterity.inference.mcmc.chain import Chain, chain
+from posterity.inference.mcmc.metropolis import accept, log_potential
 from posterity.inference.mcmc.pmmh import pmmh
-from posterity.inference.smc import conditional, smc
+from posterity.inference.smc import conditional
 from posterity.inference.smc.backward import smoothed
 from posterity.inference.smc.resampling import Ancestors
-from posterity.ppl.effects import isolated, loop
+from posterity.ppl.effects import draw, isolated, particle_map
 from posterity.ppl.program import Program, as_program, program
 from posterity.ppl.recorded import Recorded, Trajectory, recorded
 from posterity.ppl.retraced import retraced
@@ -31,6 +35,7 @@ def particle_gibbs(
     warmup: int = 0,
     ancestors: str = "ancestor",
     resampling: str | type[Ancestors] = "multinomial",
+    exponents: Sequence[float] = (1.0,),
 ) -> Chain:
     """The posterior of whole trajectories by a chain whose every step is a conditional SMC given the trajectory before.
 
@@ -42,17 +47,19 @@ def particle_gibbs(
       program: one made of a function (`retraced`); with `ancestors="trace"` any whose particles can be recorded.
       n: the number of particles of each conditional SMC, the present trajectory's included.
       draws: how many states of the chain to keep.
-      warmup: how many to throw away before them; the first comes from an SMC of n particles.
+      warmup: how many to throw away before them; the first is a move from a draw of the prior.
       ancestors, resampling: as in `conditional_smc`.
+      exponents: with more than one, parallel tempering: a copy of the chain for each, its potentials raised to it; after every move neighbours may
+        exchange their trajectories, by the ratio of what these would weigh. They fall from 1, the chain that is kept, and stay above 0.
 
     Returns:
       A `Chain` of `Smoothed` (`value`, and `path`: the value at every time); accepted are the draws of which a part is new.
 
     Raises:
       TypeError: when `program` is no program, or none that `retraced` takes where that is needed.
-      ValueError: when n < 2, draws < 1, warmup < 0, on other ancestors or resampling, or when a potential is NaN or +inf.
+      ValueError: when n < 2, draws < 1, warmup < 0, on other ancestors, resampling or exponents, or when a potential is NaN or +inf.
 
-    Source: Andrieu, Doucet and Holenstein (2010); Lindsten, Jordan and Schön (2014); Whiteley (2010).
+    Source: Andrieu, Doucet and Holenstein (2010); Lindsten, Jordan and Schön (2014); Whiteley (2010); for the exchange, Geyer (1991).
 
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, posterity as po
     >>> @po.program
@@ -70,47 +77,59 @@ def particle_gibbs(
     check_counts(draws=(draws, 1), warmup=(warmup, 0))
     kept = recorded(program if ancestors == "trace" else retraced(program))
     conditional.checked(kept, ancestors, resampling)
-    result = _compiled(key, kept, n, draws, warmup, ancestors, resampling)
+    ladder = np.asarray(exponents, float)
+    if ladder.ndim != 1 or ladder[:1].tolist() != [1.0] or not (np.diff(ladder) < 0).all() or not ladder[-1] > 0:
+        raise ValueError(f"exponents must fall from 1 and stay above 0, got {exponents!r}")
+    result = _compiled(key, kept, jnp.asarray(ladder, float), n, draws, warmup, ancestors, resampling)
     if not isinstance(result.invalid, Tracer) and int(result.invalid):
         raise ValueError(f"{kept.inner}: in {int(result.invalid)} moves a log potential was NaN or +inf; each must be finite or -inf")
     return result
 
 
 @functools.partial(jax.jit, static_argnames=("n", "draws", "warmup", "ancestors", "resampling"))
-def _compiled(key: Array, program: Recorded, n: int, draws: int, warmup: int, ancestors: str, resampling: Any) -> Chain:
-    start_key, chain_key = jax.random.split(key)
+def _compiled(key: Array, program: Recorded, exponents: Array, n: int, draws: int, warmup: int, ancestors: str, resampling: Any) -> Chain:
+    init_key, run_key, chain_key = jax.random.split(key, 3)
 
-    def read(state: tuple[Trajectory, Array]) -> tuple[Any, Array]:
-        states = jax.tree.map(lambda x, now: jnp.swapaxes(x, 0, 1) if now.ndim else x[0], state[0].states, state[0].now)
-        return jax.tree.map(lambda x: x[0], smoothed(program.inner, states)), state[1]
+    def read(particles: Trajectory) -> tuple[Any, Array]:
+        states = jax.tree.map(lambda x, now: jnp.swapaxes(x, 0, 1) if now.ndim else x[0], particles.states, particles.now)
+        return jax.tree.map(lambda x: x[0], smoothed(program.inner, states)), log_potential(particles)[0] > -jnp.inf
 
-    def step(key: Array, state: tuple[Trajectory, Array]) -> tuple[tuple[Trajectory, Array], blocks.Moved]:
-        particles, moved = conditional.move(key, program, state[0], n=n, ancestors=ancestors, resampling=resampling)
-        return (particles, allowed(particles)), moved
+    def step(key: Array, particles: Trajectory) -> tuple[Trajectory, Moved]:
+        return move(key, program, particles, exponents, n=n, ancestors=ancestors, resampling=resampling)
 
     with isolated():
-        start = first(start_key, program, n)
-        return chain(chain_key, (start, allowed(start)), step, read, draws=draws, warmup=warmup)
+        start = run(run_key, program, program.init(init_key, exponents.shape[0])[0], program.length)
+        return chain(chain_key, start, step, read, draws=draws, warmup=warmup)
 
 
-def first(key: Array, program: Recorded, n: int) -> Trajectory:
-    """A trajectory to begin with: one of an SMC of n particles, run to the last step."""
-    spawn_key, run_key, last_key = jax.random.split(key, 3)
-    population = blocks.spawn(spawn_key, program, n)
+def move(key: Array, program: Recorded, particles: Trajectory, exponents: Array, **options: Any) -> tuple[Trajectory, Moved]:
+    """A conditional SMC for each of some trajectories, whose potentials are raised to its exponent [copies]; then neighbours may exchange theirs.
 
-    def again(state):
-        time, population = state
-        return time + 1, smc.step(jax.random.fold_in(run_key, time), program, population)[0]
+    Leaves the product of their laws invariant.
+    """
+    move_key, swap_key = jax.random.split(key)
+    copies = exponents.shape[0]
 
-    if program.length:
-        population = loop(lambda state: state[0] < program.length, again, (jnp.zeros((), jnp.int32), population), limit=program.length)[1]
-    return program.select(population.particles, blocks.collapse(last_key, population)[None])
+    def one(key: Array, which: Array, exponent: Array) -> tuple[Trajectory, Moved]:
+        return conditional.move(key, program, program.select(particles, which[None]), exponent=exponent, **options)
+
+    batches, moved = particle_map(one, (0, 0, 0), (0, 0))(jax.random.split(move_key, copies), jnp.arange(copies), exponents)
+    particles = jax.tree.map(lambda x, like: x[:, 0] if like.ndim else x[0], batches, particles)
+    moved = Moved(*(x[:, 0] for x in moved))
+    if copies == 1:
+        return particles, moved
+    order = exchanged(swap_key, log_potential(particles), exponents)
+    return program.select(particles, order), moved._replace(accepted=moved.accepted[order] | (order != jnp.arange(copies)))
 
 
-def allowed(particles: Trajectory) -> Array:
-    """Whether one trajectory is possible at all: [] bool."""
-    made = jnp.arange(particles.log_potentials.shape[1]) <= particles.steps[0]
-    return jnp.all(jnp.where(made, particles.log_potentials[0], 0.0) > -jnp.inf)
+def exchanged(key: Array, log_likelihood: Array, exponents: Array) -> Array:
+    """Where each copy's trajectory comes from, [copies]: every second pair of neighbours, from a random first, exchanges theirs or not."""
+    start_key, swap_key = jax.random.split(key)
+    pair = jnp.arange(exponents.shape[0] - 1)
+    steps = exponents[:-1] - exponents[1:]
+    swaps = accept(swap_key, steps * log_likelihood[1:], steps * log_likelihood[:-1]).accepted
+    swaps = swaps & (pair % 2 == draw(start_key, "first pair", dist.Bernoulli(probs=0.5)))
+    return jnp.arange(exponents.shape[0]) + jnp.append(swaps, False) - jnp.append(jnp.zeros(1, bool), swaps)
 
 
 def pimh(

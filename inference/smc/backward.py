@@ -73,8 +73,8 @@ def ffbsi(
     ...         return x
     ...     return po.scan(step, 0.0, ys)
     >>> posterior = po.ffbsi(jax.random.key(0), walk(jnp.array([1.0, 2.0, 3.0])), n=500)
-    >>> [round(float(x), 1) for x in posterior["path"].expect()]
-    [0.0, 1.0, 1.9, 2.8]
+    >>> bool(jnp.all(abs(posterior["path"].expect() - jnp.array([0.0, 0.99, 1.94, 2.79])) < 0.2))
+    True
     """
     check_key(key)
     filter_key, back_key = jax.random.split(key)
@@ -133,14 +133,14 @@ def _simulated(key: PRNGKeyArray, program: Retraced, posterior: Posterior, draws
     )
 
 
-def simulate(key: PRNGKeyArray, program: Retraced, generations: Generations, end: Int[Array, ""], m: int) -> Traces:
-    """m trajectories, drawn backwards from generation `end`, at which all particles are done."""
+def simulate(key: PRNGKeyArray, program: Retraced, generations: Generations, end: Int[Array, ""], m: int, exponent: Array | float = 1.0) -> Traces:
+    """m trajectories, drawn backwards from generation `end`, at which all particles are done; weights and potentials are raised to the exponent."""
     length, live = program.length, lasting(program, _generation(generations, 0).particles)
 
     def one(key):
         last_key, loop_key = jax.random.split(key)
         final = _generation(generations, end)
-        index = draw(last_key, "last", by_weight(final.log_weights))
+        index = draw(last_key, "last", by_weight(exponent * final.log_weights))
         steps, path = final.particles.steps[index], jnp.full(length + 1, -1, jnp.int32).at[end].set(index.astype(jnp.int32))
         drawn = jax.tree.map(lambda x: jnp.zeros((length + 1, *x.shape[1:]), x.dtype), final.particles.drawn)
 
@@ -149,7 +149,8 @@ def simulate(key: PRNGKeyArray, program: Retraced, generations: Generations, end
             index = path[time]
             drawn = jax.tree.map(lambda rows, x: rows.at[time].set(x[time, index]), drawn, generations.particles.drawn)
             before = _generation(generations, time - 1)
-            log_weights = times(before.log_weights, log_suffix(program, live, before.particles, drawn, time - 1, steps))
+            log_density = log_suffix(program, live, before.particles, drawn, time - 1, steps, exponent)
+            log_weights = times(exponent * before.log_weights, log_density)
             index = draw(jax.random.fold_in(loop_key, time), "before", by_weight(log_weights))
             return time - 1, path.at[time - 1].set(index.astype(jnp.int32)), drawn
 
@@ -160,11 +161,14 @@ def simulate(key: PRNGKeyArray, program: Retraced, generations: Generations, end
     return particle_map(one, (0,))(jax.random.split(key, m))
 
 
-def log_suffix(program: Retraced, live: list[bool], particles: Told, drawn: Any, time: Array | int, steps: Int[Array, ""]) -> Float[Array, " n"]:
+def log_suffix(
+    program: Retraced, live: list[bool], particles: Told, drawn: Any, time: Array | int, steps: Int[Array, ""], exponent: Array | float = 1.0
+) -> Float[Array, " n"]:
     """The log density, nats, with which the program goes on from each particle after `time` steps by the steps `time` + 1 .. `steps` of a trajectory.
 
-    Their choices are `drawn`, [length + 1, ...]; potentials are included. -inf where the particle ends when the trajectory does not, or the
-    other way round, and where the density is NaN. Once all particles agree in what later steps depend on, the rest is the same for all and left out.
+    Their choices are `drawn`, [length + 1, ...]; potentials are included, raised to the exponent. -inf where the particle ends when the
+    trajectory does not, or the other way round, and where the density is NaN. Once all particles agree in what later steps depend on (the
+    leaves that are `live`), the rest is the same for all and left out.
     """
     live = lasting(program, particles)
 
@@ -173,7 +177,7 @@ def log_suffix(program: Retraced, live: list[bool], particles: Told, drawn: Any,
         given = jax.tree.map(lambda x: jnp.broadcast_to(x[time + 1], (log_density.shape[0], *x.shape[1:])), drawn)
         ended = program.done(particles)
         particles, log_prior, log_potential = go_on(program, particles, given)
-        return time + 1, particles, times(log_density, jnp.where(ended, -jnp.inf, _or_nothing(times(log_prior, log_potential))))
+        return time + 1, particles, times(log_density, jnp.where(ended, -jnp.inf, _or_nothing(times(log_prior, exponent * log_potential))))
 
     def going(state):
         time, particles, log_density = state
@@ -242,8 +246,8 @@ def fixed_lag(program: Program, posterior: Posterior, f: Callable[[Any], Any] | 
     ...     return po.scan(step, 0.0, ys)
     >>> program = po.retraced(walk(jnp.array([1.0, 2.0, 3.0])))
     >>> posterior = po.smc(jax.random.key(0), program, n=500, history="full")
-    >>> [round(float(x), 1) for x in po.fixed_lag(program, posterior, lag=1)]
-    [0.0, 1.0, 1.9, 2.8]
+    >>> bool(jnp.all(abs(po.fixed_lag(program, posterior, lag=1) - jnp.array([0.0, 0.99, 1.94, 2.79])) < 0.2))
+    True
     """
     check_counts(lag=(lag, 0))
     generations, length = generations_of("fixed_lag", posterior), program.length

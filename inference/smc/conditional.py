@@ -24,7 +24,7 @@ class Cloud(NamedTuple):
     """A conditional SMC under way."""
 
     time: Int[Array, ""]
-    now: Generations  # particles and weights; number 0 is the given path's
+    now: Generations  # particles and their last log potentials; number 0 is the given path's
     steps: Int[Array, " n"]  # how many each particle has made
     past: Generations  # all so far
     ancestors: Int[Array, "length n"]
@@ -68,15 +68,17 @@ def conditional_smc(
     >>> path, _ = program.init(jax.random.key(0), 1)
     >>> for key in jax.random.split(jax.random.key(1), 2):
     ...     path, _ = program.step(key, path)
-    >>> path = po.conditional_smc(jax.random.key(2), program, path, n=10)
+    >>> path = jax.jit(po.conditional_smc, static_argnames="n")(jax.random.key(2), program, path, n=10)
     >>> path.states.carry[0].shape  # one trajectory of the initial state and two steps
     (1, 3)
     """
     return move(key, program, particles, n=n, ancestors=ancestors, resampling=resampling)[0]
 
 
-def move(key: PRNGKeyArray, program: Recorded, particles: Trajectory, *, n: int, ancestors: str, resampling: str | type[Ancestors]) -> tuple[Trajectory, Moved]:
-    """`conditional_smc`, and whether anything of the path has changed."""
+def move(
+    key: PRNGKeyArray, program: Recorded, particles: Trajectory, *, n: int, ancestors: str, resampling: str | type[Ancestors], exponent: Array | float = 1.0
+) -> tuple[Trajectory, Moved]:
+    """`conditional_smc` for the program with its potentials raised to the exponent (above 0), and whether anything of the path has changed."""
     if not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be at least 2 particles (one keeps the path), got {n!r}")
     scheme = checked(program, ancestors, resampling)
@@ -89,10 +91,10 @@ def move(key: PRNGKeyArray, program: Recorded, particles: Trajectory, *, n: int,
 
     def turn(cloud: Cloud) -> Cloud:
         ancestor_key, others_key, step_key = jax.random.split(jax.random.fold_in(loop_key, cloud.time), 3)
-        log_weights, held, first = cloud.now.log_weights, cloud.held, jnp.zeros((), jnp.int32)
+        log_weights, held, first = exponent * cloud.now.log_weights, cloud.held, jnp.zeros((), jnp.int32)
         if ancestors == "ancestor":
             drawn = jax.tree.map(lambda x: x[0], particles.states.drawn)
-            rest = times(log_weights, log_suffix(inner, live, cloud.now.particles, drawn, cloud.time, particles.steps[0]))
+            rest = times(log_weights, log_suffix(inner, live, cloud.now.particles, drawn, cloud.time, particles.steps[0], exponent))
             first, held = draw(ancestor_key, "ancestor", by_weight(rest)), held & jnp.any(rest > -jnp.inf)
         # Schemes keep particle 0. What they keep may be any, since their law is the same when the particles are rotated.
         usable = jnp.where(jnp.any(log_weights > -jnp.inf), log_weights, 0.0)
@@ -114,8 +116,8 @@ def move(key: PRNGKeyArray, program: Recorded, particles: Trajectory, *, n: int,
     if length:
         cloud = loop(lambda cloud: cloud.time < length, turn, cloud, limit=length)
     if ancestors == "backward":
-        return rerun(back_key, inner, cloud)
-    return traced(draw(last_key, "chosen", by_weight(cloud.now.log_weights)), cloud)
+        return rerun(back_key, inner, cloud, exponent)
+    return traced(draw(last_key, "chosen", by_weight(exponent * cloud.now.log_weights)), cloud)
 
 
 def grown(cloud: Cloud, particles: Any, log_potential: Array, kept: Any, log_kept: Array, given: Array, steps: Array, parents: Array | None) -> Cloud:
@@ -136,6 +138,7 @@ def traced(last: Int[Array, ""], cloud: Cloud) -> tuple[Trajectory, Moved]:
     def parent(index: Array, row: Array) -> tuple[Array, Array]:
         return row[index], row[index]
 
+    last = last.astype(jnp.int32)
     before = lax.scan(parent, last, cloud.ancestors, reverse=True)[1] if cloud.ancestors.shape[0] else jnp.zeros(0, jnp.int32)
     path = jnp.append(before, last)
     moments = jnp.arange(path.shape[0])
@@ -145,9 +148,9 @@ def traced(last: Int[Array, ""], cloud: Cloud) -> tuple[Trajectory, Moved]:
     return trajectory, Moved(jnp.any(path != 0)[None], cloud.invalid[None])
 
 
-def rerun(key: PRNGKeyArray, program: Retraced, cloud: Cloud) -> tuple[Trajectory, Moved]:
+def rerun(key: PRNGKeyArray, program: Retraced, cloud: Cloud, exponent: Array | float) -> tuple[Trajectory, Moved]:
     """A trajectory drawn backwards from all generations, and run again."""
-    traces = simulate(key, program, cloud.past, cloud.time, 1)
+    traces = simulate(key, program, cloud.past, cloud.time, 1, exponent)
     states, log_potentials = replay(program, traces, cloud.past)
     log_potentials = log_potentials.at[0].set(cloud.past.log_weights[0, traces.path[:, 0]])
     own = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1) if x.ndim > 1 else x[None], states)

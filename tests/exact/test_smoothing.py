@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posterity as po
-from posterity.inference.mcmc import pmmh
+from posterity.inference.mcmc import particle_gibbs, pmmh
 from posterity.inference.mcmc.particle_gibbs import given_program, nothing
 from posterity.inference.smc import backward, conditional
 from posterity.inference.smc import paris as module
+from posterity.ppl.program import Particles
+from posterity.ppl.recorded import Trajectory
+from posterity.ppl.retraced import Told, go_on
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
 
@@ -79,7 +82,7 @@ def test_ancestor_sampling_goes_with_systematic_resampling(laws):
 
 
 def meet(x0, move, potential, added, carry):
-    """Two steps of a chain that ends at its first 1, with what `added[t, before, after]` sums to."""
+    """A chain that ends at its first 1, with what `added[t, before, after]` sums to."""
 
     def step(carry, t):
         x, total = carry
@@ -87,7 +90,7 @@ def meet(x0, move, potential, added, carry):
         po.factor("potential", jnp.log(potential)[t + 1, new])
         return new, total + added[t, x, new]
 
-    return po.scan(step, (x0, carry), jnp.arange(2), until=lambda carry: carry[0] == 1)
+    return po.scan(step, (x0, carry), jnp.arange(len(added)), until=lambda carry: carry[0] == 1)
 
 
 @po.program
@@ -122,15 +125,16 @@ def paris(**options):
     return run
 
 
-WAYS = {"all pasts": {"samples": None}, "two drawn pasts": {"samples": 2}, "one by rejection": {"samples": 1, "bound": 0.0, "tries": 1}}
+WAYS = {"all pasts": (2, {"samples": None}), "two drawn pasts": (1, {"samples": 2}), "one by rejection": (2, {"samples": 1, "bound": 0.0, "tries": 1})}
 
 
 @pytest.mark.parametrize("way", WAYS)
 @given(tables=st.tuples(finite.laws(2), finite.tables(2, 2), finite.potentials(3, 2)))
 @settings(FEW, max_examples=4)
 def test_sums_over_steps_are_properly_weighted(laws, way, tables):
-    tables = [*arrays(*tables), ADDED.astype(float)]
-    laws.holds(f"paris, {way}", po.check.properly_weighted(paris(**WAYS[way]), forgetting(*tables), meaning=in_full(*tables)))
+    length, options = WAYS[way]
+    tables = [*arrays(*tables), ADDED[:length].astype(float)]
+    laws.holds(f"paris, {way}", po.check.properly_weighted(paris(**options), forgetting(*tables), meaning=in_full(*tables)))
 
 
 # -- particle-independent Metropolis-Hastings ----------------------------------------------------------------------------------
@@ -141,17 +145,57 @@ def pimh(key, program, particles):
 
 
 def fresh(program, n):
-    return po.nested(nothing.bind(), jax.tree_util.Partial(given_program, program), n=n, threshold=1.0)
+    return po.nested(nothing.bind(), jax.tree_util.Partial(given_program, program), n=n, threshold=0.0)
 
 
 def test_pimh_leaves_the_path_law_invariant(laws):
     laws.holds("pimh, n=2", po.check.invariant(pimh, fresh(short(*arrays(*SHORT)), n=2)))
 
 
+# -- parallel tempering -----------------------------------------------------------------------------------------------------
+
+
+@po.program
+def copies(start, move, potential, exponents):
+    """Two paths of `short`, each weighed by its potentials to an exponent of its own."""
+    paths = []
+    for i in range(2):
+        x0 = po.sample(f"x0 {i}", dist.Categorical(start))
+        x1 = po.sample(f"x1 {i}", dist.Categorical(move[x0]))
+        po.factor(f"potential {i}", exponents[i] * (jnp.log(potential)[0, x0] + jnp.log(potential)[1, x1]))
+        paths.append(jnp.stack([x0, x1]))
+    return jnp.stack(paths)
+
+
+def trajectories(program, potential, x0, x1):
+    """Those of `short` with these choices [copies]."""
+    none = jnp.zeros(x0.shape[0], jnp.int32)
+    start = Told(Particles({"x0": x0}, [jnp.stack([x0, 0 * x0], axis=1)], none, none > 0), {"x": none.astype(x1.dtype)}, none)
+    end, _, log_potential = go_on(program, start, {"x": x1})
+    states = jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1), start, end)
+    return Trajectory(end, states, jnp.stack([jnp.log(potential)[0, x0], log_potential], axis=1), none + 1, none + 1)
+
+
+def tempered(key, program, particles):
+    """The kernel, from and to a particle of `copies`."""
+    start, move, potential, exponents = program.leaves
+    one = po.recorded(po.retraced(short(start, move, potential)))
+    x0, x1 = (jnp.stack([particles.choices[f"{x} {i}"][0] for i in range(2)]) for x in ("x0", "x1"))
+    old = trajectories(one.inner, potential, x0, x1)
+    new, _ = particle_gibbs.move(key, one, old, exponents, n=2, ancestors="trace", resampling="multinomial")
+    path = new.states.now.carry[0][:, -1]
+    found = {f"{x} {i}": path[i, t][None] for t, x in enumerate(("x0", "x1")) for i in range(2)}
+    return particles.replace(choices=found)
+
+
+def test_parallel_tempering_leaves_the_product_of_tempered_laws_invariant(laws):
+    laws.holds("particle Gibbs, tempered copies", po.check.invariant(tempered, copies(*arrays(*SHORT, [1.0, 0.5]))))
+
+
 # -- mutants ---------------------------------------------------------------------------------------------------------------
 
 
-def forgetful(program, live, particles, drawn, time, steps):
+def forgetful(program, live, particles, *_):
     return jnp.zeros(particles.steps.shape)
 
 
@@ -178,3 +222,10 @@ def test_pimh_that_forgets_the_present_evidence_is_refuted(laws, monkeypatch):
     accept = pmmh.accept
     monkeypatch.setattr(pmmh, "accept", lambda key, log_new, log_old, log_factor: accept(key, log_new, jnp.zeros_like(log_old), log_factor))
     laws.fails("PIMH without the present evidence", po.check.invariant(lambda *given: pimh(*given), fresh(short(*arrays(*SHORT)), n=1)))
+
+
+def test_an_exchange_that_forgets_what_is_given_up_is_refuted(laws, monkeypatch):
+    accept = particle_gibbs.accept
+    monkeypatch.setattr(particle_gibbs, "accept", lambda key, log_new, log_old: accept(key, log_new, jnp.zeros_like(log_old)))
+    report = po.check.invariant(lambda *given: tempered(*given), copies(*arrays(*SHORT, [1.0, 0.5])))
+    laws.fails("parallel tempering without what is given up", report)

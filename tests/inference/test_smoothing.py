@@ -152,6 +152,24 @@ def test_ancestor_sampling_renews_all_of_a_long_trajectory():
     np.testing.assert_allclose(path.expect(), means, atol=6 * math.sqrt(covariance.diagonal().max() / 200))
 
 
+def test_tempered_copies_lead_from_mode_to_mode():
+    @po.program
+    def far():
+        """A walk that must end near 4 or near -4."""
+
+        def step(x, t):
+            x = po.sample("x", dist.Normal(x, 1.0))
+            po.factor("far", jnp.where(t == 3, -8 * (jnp.abs(x) - 4) ** 2, 0.0))
+            return x
+
+        return po.scan(step, 0.0, jnp.arange(4))
+
+    chain = po.particle_gibbs(KEY, far(), n=6, draws=1_000, exponents=(1.0, 0.3, 0.1))
+    sides = jnp.sign(chain["value"].values)
+    assert jnp.sum(sides[1:] != sides[:-1]) > 100  # without copies 33
+    assert abs(float(jnp.mean(sides))) < 0.3
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +213,7 @@ WRONG = {
     "a program that hides its choices": (lambda: po.ffbsi(KEY, po.delay(rolls(), steps=1), n=2), TypeError, "retraced: the program must be made of a function"),
     "a step without a density": (lambda: po.ffbsi(KEY, lucky(), n=2), TypeError, "draws more in a step than its choices"),
     "one particle": (lambda: po.particle_gibbs(KEY, rolls(), n=1, draws=2), ValueError, "n must be at least 2 particles"),
+    "exponents that rise": (lambda: po.particle_gibbs(KEY, rolls(), n=2, draws=2, exponents=(0.5, 1.0)), ValueError, "exponents must fall from 1"),
     "other ancestors": (
         lambda: po.particle_gibbs(KEY, rolls(), n=2, draws=2, ancestors="all"),
         ValueError,
