@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 from numpyro import handlers
 
 from posterity.inference.blocks import Kernel
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.mcmc import kernels
 from posterity.inference.mcmc.parameters import Choices, begin, function_program
 from posterity.inference.smc.resample_move import rejuvenated
@@ -72,6 +73,7 @@ def ibis(
     threshold: float = 0.5,
     history: bool | str = True,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Posterior:
     """The posterior of parameters that are drawn once, as the data come in: iterated batch importance sampling.
 
@@ -90,7 +92,7 @@ def ibis(
       kernel: one of `po.kernels`, or another of that kind; by default `random_walk` on real choices and `uniform` on finite ones.
       moves: how many moves before each step.
       waste_free: keep all states of n / (moves + 1) chains (`waste_free` of `inference.smc`), from the second step on, in place of the last states of n chains.
-      resampling, threshold, history, progress: as in `smc`.
+      resampling, threshold, history, progress, checkpoint: as in `smc`.
 
     Raises:
       TypeError: when `program` is not made by `@po.program`.
@@ -121,6 +123,7 @@ def ibis(
         threshold=threshold,
         history=history,
         progress=progress,
+        checkpoint=checkpoint,
     )
 
 

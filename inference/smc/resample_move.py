@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from posterity.inference.blocks import Kernel, advance, move, resample_below, spawn
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, check_counts, drive
 from posterity.inference.mcmc.metropolis import suffix_mh
 from posterity.inference.smc.resampling import Ancestors, Systematic, scheme
@@ -79,6 +80,7 @@ def resample_move(
     threshold: float = 0.5,
     history: bool | str = True,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Posterior:
     """The posterior of a program by SMC whose particles are moved before every step, each over its whole past.
 
@@ -94,7 +96,7 @@ def resample_move(
       moves: how many moves before each step; with 0 this is `smc`.
       waste_free: keep all states of n / (moves + 1) chains, from the second step on, in place of the last states of n chains (Dau and Chopin 2022).
         Resamples at each of these steps, whatever the threshold.
-      resampling, threshold, history, progress: as in `smc`.
+      resampling, threshold, history, progress, checkpoint: as in `smc`.
 
     Raises:
       TypeError: when `program` is no program, or its particles cannot be recorded.
@@ -123,6 +125,7 @@ def resample_move(
         threshold=threshold,
         history=history,
         progress=progress,
+        checkpoint=checkpoint,
     )
 
 
@@ -138,12 +141,13 @@ def rejuvenated(
     threshold: float,
     history: bool | str,
     progress: bool,
+    checkpoint: Checkpoint | None,
 ) -> Posterior:
     """Resample-move by any kernel of the program's own particles, which count their `time`."""
     check_chains(n, moves, waste_free)
     options = {"kernel": kernel, "threshold": share(threshold)}
     step = jax.tree_util.Partial(_step_with(scheme(resampling), moves, waste_free), **options)
-    return drive(key, program, n, spawn, step, history=history, progress=progress, moves=True)
+    return drive(key, program, n, spawn, step, history=history, progress=progress, moves=True, checkpoint=checkpoint)
 
 
 def check_chains(n: int, moves: int, waste_free: bool) -> None:

@@ -7,6 +7,7 @@ import jax
 import numpyro.distributions as dist
 from jaxtyping import PRNGKeyArray
 
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.mcmc import pmmh
 from posterity.inference.smc.nested import nested
 from posterity.inference.smc.resample_move import rejuvenated
@@ -28,6 +29,7 @@ def smc2(
     threshold: float = 0.5,
     history: bool | str = True,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Posterior:
     """The posterior of parameters and of a model's value under them, and the evidence, as observations come in.
 
@@ -41,7 +43,7 @@ def smc2(
       inner: the number of inner particles of each.
       moves: how many PMMH moves before each step.
       resampling, threshold: of both levels, as in `smc`.
-      history, progress: as in `smc`.
+      history, progress, checkpoint: as in `smc`.
 
     Returns:
       A `Posterior` of `Draw`s (`parameters`, `value`).
@@ -63,4 +65,15 @@ def smc2(
     """
     program = nested(parameters, model, n=inner, resampling=resampling, threshold=threshold)
     kernel = jax.tree_util.Partial(pmmh.move, proposal=pmmh.proposes(parameters, proposal))
-    return rejuvenated(key, program, kernel, n=n, moves=moves, resampling=resampling, threshold=threshold, history=history, progress=progress)
+    return rejuvenated(
+        key,
+        program,
+        kernel,
+        n=n,
+        moves=moves,
+        resampling=resampling,
+        threshold=threshold,
+        history=history,
+        progress=progress,
+        checkpoint=checkpoint,
+    )

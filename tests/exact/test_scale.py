@@ -66,11 +66,11 @@ def test_islands_that_end_apart_are_properly_weighted(laws):
 
 
 def test_stepping_in_blocks_keeps_the_weights_proper(laws):
-    laws.holds("in blocks", po.check.properly_weighted(in_blocks_of_one, the_pair()))
+    laws.holds("in blocks", po.check.properly_weighted(in_uneven_blocks, the_pair()))
 
 
-def in_blocks_of_one(key, program):
-    return po.smc(key, po.in_blocks(program, size=1), n=2, threshold=1.0)
+def in_uneven_blocks(key, program):
+    return po.smc(key, po.in_blocks(program, size=2), n=3, threshold=1.0)
 
 
 def each_for_itself(key, program, population):

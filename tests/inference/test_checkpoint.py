@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -176,9 +177,23 @@ def test_no_steps_and_one_particle_can_be_kept(tmp_path):
     assert same(posterior, po.smc(KEY, walk(jnp.zeros(0)), n=1))
 
 
-def test_what_is_no_checkpoint_is_an_error(tmp_path):
+KEEPING = {
+    "smc": partial(po.smc, program=walk(YS)),
+    "resample_move": partial(po.resample_move, program=walk(YS)),
+    "ibis": partial(po.ibis, program=walk(YS)),
+    "smc2": partial(po.smc2, parameters=dist.Normal(0.0, 1.0), model=lambda _: walk.bind(YS), inner=2),
+    "sharded_smc": partial(po.sharded_smc, program=walk(YS), mesh=jax.make_mesh((1,), ("particles",))),
+    "island_smc": partial(po.island_smc, program=walk(YS), islands=2),
+}
+
+
+@pytest.mark.parametrize("method", KEEPING)
+def test_every_inference_that_keeps_its_runs_says_what_is_no_checkpoint(method):
     with pytest.raises(TypeError, match=r"checkpoint must be a po\.Checkpoint\(path, every=steps\), got 'here'"):
-        po.smc(KEY, walk(YS), n=8, checkpoint="here")
+        KEEPING[method](KEY, n=8, checkpoint="here")
+
+
+def test_a_checkpoint_that_makes_no_sense_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="every must be a number of steps, at least 1, got 0"):
         run(tmp_path, every=0)
     with pytest.raises(ValueError, match=r"a run inside jit .* cannot be kept"):
