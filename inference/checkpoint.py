@@ -94,7 +94,7 @@ class Kept(NamedTuple):
                 damaged.append(f"step {step} ({_first_line(error)})")
                 continue
             if damaged:
-                warnings.warn(f"checkpoint: {', '.join(damaged)} at {self.path} is damaged; going on from step {step}", stacklevel=2)
+                warnings.warn(f"checkpoint: {', '.join(damaged)} at {self.path} is damaged, and removed; going on from step {step}", stacklevel=2)
                 for later in steps[: steps.index(step)]:
                     self.manager.delete(later)
             return found
@@ -144,7 +144,7 @@ def keep(checkpoint: Checkpoint, about: Mapping[str, Any]) -> Kept:
             kept._compared(step)
         except AnotherRun:
             raise
-        except Exception:
+        except Exception:  # it is damaged, which `latest` deals with
             pass
     return kept
 
@@ -175,7 +175,7 @@ def check(checkpoint: Any, *traced: Any) -> None:
 def describe(key: Array, program: Any, n: int, init: Callable, step: Callable, **options: Any) -> dict[str, Any]:
     """What tells a run from others: JSON, by the name under which a difference is reported."""
     return {
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": np.asarray(_plain(key)).tolist(),
         "n": n,
         "program": _anywhere(repr(program)),
         "data of the program": _sums(jax.tree.map(jnp.asarray, jax.tree.leaves(program))),
@@ -204,10 +204,18 @@ def _anywhere(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
+def _is_key(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _plain(x: Array) -> Array:
+    """Keys as the numbers that they are made of."""
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
 def _storable(run: Any) -> dict[str, Array]:
-    """Its arrays by number, keys as what they are made of; those of no entries are left out."""
-    plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(run)]
-    return {str(i): x for i, x in enumerate(plain) if x.size}
+    """Its arrays by number; those of no entries are left out."""
+    return {str(i): _plain(x) for i, x in enumerate(jax.tree.leaves(run)) if x.size}
 
 
 def _filled(run: Any, leaves: dict[str, Array]) -> Any:
@@ -216,15 +224,14 @@ def _filled(run: Any, leaves: dict[str, Array]) -> Any:
 
     def one(i: int, x: Array) -> Array:
         new = leaves.get(str(i), x)
-        return jax.random.wrap_key_data(new, impl=jax.random.key_impl(x)) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and new is not x else new
+        return jax.random.wrap_key_data(new, impl=jax.random.key_impl(x)) if new is not x and _is_key(x) else new
 
     return jax.tree.unflatten(tree, [one(i, x) for i, x in enumerate(own)])
 
 
 def _sums(arrays: Any) -> list[int]:
     """A checksum of every array: a sum, so that devices take it together."""
-    plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(arrays)]
-    return [int(total) for total in _checksums(plain)]
+    return [int(total) for total in _checksums([_plain(x) for x in jax.tree.leaves(arrays)])]
 
 
 @jax.jit

@@ -139,7 +139,7 @@ def flip(file):
 def test_of_a_damaged_checkpoint_the_one_before_is_used_aloud(kept, damage, uninterrupted):
     for file in (kept / "6" / "run").rglob("d/*"):
         damage(file)
-    with pytest.warns(UserWarning, match=r"checkpoint: step 6 \(.*\) at .* is damaged; going on from step 4"):
+    with pytest.warns(UserWarning, match=r"checkpoint: step 6 \(.*\) at .* is damaged, and removed; going on from step 4"):
         assert same(uninterrupted, run(kept))
     assert same(uninterrupted, run(kept))  # it was written anew
 
