@@ -115,7 +115,7 @@ def resample_below(
     resampling: Callable[[Array], Ancestors] = Systematic,
     copies: Callable[..., Population] = select,
 ) -> tuple[Population, Info]:
-    """`resample` when the effective sample size is below `threshold * n`: adaptive resampling."""
+    """`resample` when the effective sample size is below `threshold * n`: adaptive resampling. `copies` is what `select` is, over devices perhaps."""
     ess, log_evidence = effective_sample_size(population.log_weights), evidence(population)  # of one sum
     degenerate = (ess < threshold * population.size) & (ess > 0)
     # Two branches: what a branch gives is in memory. In one, XLA computes the ancestors anew for every leaf that is selected, at four times the cost.
