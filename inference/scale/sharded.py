@@ -94,8 +94,8 @@ def sharded_smc(
     the copies go around the ring of devices, as many hops as they need (`communication` says what that came to).
 
     Particles are drawn block by block, by default one block a device. With a program that is `in_blocks` already, the blocks are its
-    own: then the same key gives the same particles and ancestors on any number of devices, and with `smc` of that program on one. (Sums
-    over all particles, such as the evidence and the effective sample size, may differ in the last bits.) Where the mesh spans
+    own: then the same key makes the same draws and ancestors on any number of devices, and with `smc` of that program on one. (What XLA
+    rounds differently for blocks of another layout, and sums over all particles such as the evidence, may differ in the last bits.) Where the mesh spans
     several processes, each of them makes the same call, and gets the whole posterior.
 
     Args:
