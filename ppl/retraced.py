@@ -83,9 +83,11 @@ def go_on(program: Retraced, particles: Told, drawn: dict[str, Any]) -> tuple[To
 
 def lasting(program: Retraced, particles: Told) -> list[bool]:
     """Of each leaf of `particles.now`, whether densities, potentials or endings of later steps can depend on it. The rest is only kept."""
+    width = len(jax.tree.leaves(particles.now))
+    if not program.length:
+        return [False] * width
     with handlers.block():
         jaxpr = jax.make_jaxpr(lambda now, drawn, key: _told(program.inner, now, drawn, key))(particles.now, particles.drawn, jax.random.key(0)).jaxpr
-    width = len(jax.tree.leaves(particles.now))
     live, before = [False] * width, None
     while live != before:
         needed = dce_jaxpr(jaxpr, [*live, True, True, True])[1]

@@ -158,7 +158,7 @@ def simulate(key: PRNGKeyArray, program: Retraced, generations: Generations, end
             _, path, drawn = loop(lambda state: state[0] > 0, back, (jnp.asarray(end), path, drawn), limit=length)
         return Traces(path, drawn, steps)
 
-    return particle_map(one, (0,))(jax.random.split(key, m))
+    return some_at_once(one, generations.log_weights.shape[1], jax.random.split(key, m))
 
 
 def log_suffix(
@@ -205,16 +205,33 @@ def replay(program: Retraced, traces: Traces, generations: Generations) -> tuple
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rest), jnp.concatenate([zero, log_potentials])
 
 
+def some_at_once(function: Callable, width: int, *rows: Array) -> Any:
+    """`particle_map` of a function that holds `width` particles for each row, of so many rows at a time as memory is meant for."""
+    together = max(1, 2**22 // width)
+    if followed() or rows[0].shape[0] <= together:
+        return particle_map(function, (0,) * len(rows))(*rows)
+    return lax.map(lambda row: function(*row), rows, batch_size=together)
+
+
 def smoothed(program: Program, states: Any) -> Smoothed:
     """The value and path of trajectories from their states, leading axes length + 1 and m."""
     path = jax.vmap(program.value)(states)
     return Smoothed(jax.tree.map(lambda x: x[-1], path), jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), path))
 
 
+class ByInversion(dist.CategoricalLogits):
+    """Indices by weight, by their distribution function: n sums in all, where NumPyro draws n Gumbel variates for each index."""
+
+    def sample(self, key: Any, sample_shape: tuple = ()) -> Array:
+        ends = jnp.cumsum(jax.nn.softmax(self.logits))
+        point = jax.random.uniform(key, sample_shape, ends.dtype) * ends[-1]
+        return jnp.searchsorted(ends, jnp.minimum(point, jnp.nextafter(ends[-1], 0.0)), side="right")  # never one of weight zero
+
+
 def by_weight(log_weights: Float[Array, " n"]) -> dist.Distribution:
     """An index drawn by its weight; any, when all are zero."""
     alive = jnp.any(log_weights > -jnp.inf)
-    return dist.CategoricalLogits(jnp.where(alive, log_weights, 0.0), validate_args=False)
+    return ByInversion(jnp.where(alive, log_weights, 0.0), validate_args=False)
 
 
 def fixed_lag(program: Program, posterior: Posterior, f: Callable[[Any], Any] | None = None, *, lag: int) -> Any:

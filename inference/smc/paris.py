@@ -16,10 +16,10 @@ from numpyro import handlers
 
 from posterity.inference.blocks import advance, resample_below, spawn
 from posterity.inference.drive import Info, check_counts, drive
-from posterity.inference.smc.backward import by_weight
+from posterity.inference.smc.backward import by_weight, some_at_once
 from posterity.inference.smc.resampling import Ancestors, scheme
 from posterity.inference.smc.smc import share
-from posterity.ppl.effects import draw, loop, particle_map
+from posterity.ppl.effects import draw, loop
 from posterity.ppl.population import Population
 from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
@@ -42,6 +42,9 @@ class Summed(Transformed):
 
     inner: Retraced
     functional: Callable  # a `jax.tree_util.Partial`
+
+    def __repr__(self) -> str:
+        return f"<sums over {self.inner}>"
 
     def init(self, key: PRNGKeyArray, n: int) -> tuple[Sums, Float[Array, " n"]]:
         now, log_potential = self.inner.init(key, n)
@@ -165,23 +168,27 @@ def step(
     before, after = program.inner.value(old.now), program.inner.value(new.now)
     moved = new.now.steps > own.now.steps  # what stands still keeps its sum
 
-    def sums(index: Int[Array, " n"]) -> Any:
-        """The sum of every particle, had it come from the particle `index` [n]."""
-        pick = lambda tree: jax.tree.map(lambda x: x[index], tree)  # noqa: E731
-        return jax.tree.map(jnp.add, pick(old.total), program.added(new.now.steps, pick(before), after))
+    def sums(index: Int[Array, " m"], to: Int[Array, " m"]) -> Any:
+        """The sum of the particles `to` after the step, had they come from the particles `index` before it."""
+        pick = lambda tree, index: jax.tree.map(lambda x: x[index], tree)  # noqa: E731
+        return jax.tree.map(jnp.add, pick(old.total, index), program.added(new.now.steps[to], pick(before, index), pick(after, to)))
 
     bounded = own.bounded
     if samples is None:
-        log_weights, markov = particle_map(functools.partial(row, taken), (0,), (0, 0))(jnp.arange(population.size))
-        weights = jax.nn.softmax(jnp.where(jnp.any(log_weights > -jnp.inf, axis=1, keepdims=True), log_weights, 0.0), axis=1)
-        every = jax.vmap(lambda i: sums(jnp.full(population.size, i)))(jnp.arange(population.size))  # [from, to, ...]
-        total = jax.tree.map(lambda x: jnp.einsum("ji,ij...->j...", weights, x), every)
+
+        def mean(to: Int[Array, ""]) -> tuple[Any, Bool[Array, ""]]:
+            log_weights, markov = row(taken, to)
+            weights = jax.nn.softmax(jnp.where(jnp.any(log_weights > -jnp.inf), log_weights, 0.0))
+            every = sums(jnp.arange(population.size), jnp.full(population.size, to))
+            return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), every), markov
+
+        total, markov = some_at_once(mean, population.size, jnp.arange(population.size))
     else:
         if bound is None:
             index, markov = drawn(back_key, taken, samples)
         else:
             index, markov, bounded = rejected(back_key, taken, own.now, samples, bound, tries)
-        total = jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(sums)(index.T))
+        total = jax.tree.map(lambda x: jnp.mean(x, axis=1), jax.vmap(sums, (1, None), 1)(index, jnp.arange(population.size)))
     total = jax.tree.map(lambda a, b: jnp.where(_as(moved, a), a, b), total, own.total)
     particles = Sums(new.now, total, own.markov & (markov | ~moved), own.bounded & (bounded | ~moved))
     return replace(grown, particles=particles), info
@@ -213,7 +220,7 @@ def drawn(key: PRNGKeyArray, step: Step, samples: int) -> tuple[Int[Array, "n sa
         return draw(key, "before", by_weight(log_weights).expand([samples])), markov
 
     n = step.log_weights.shape[0]
-    return particle_map(one, (0, 0), (0, 0))(jax.random.split(key, n), jnp.arange(n))
+    return some_at_once(one, n, jax.random.split(key, n), jnp.arange(n))
 
 
 def rejected(key: PRNGKeyArray, step: Step, own: Told, samples: int, bound: Array | float, tries: int) -> tuple[Array, Array, Array]:
@@ -221,7 +228,7 @@ def rejected(key: PRNGKeyArray, step: Step, own: Told, samples: int, bound: Arra
     try_key, rest_key = jax.random.split(key)
     n = step.log_weights.shape[0]
     each, to = n * samples, jnp.repeat(jnp.arange(n), samples)
-    propose = ByInversion(step.log_weights).expand([each])
+    propose = by_weight(step.log_weights).expand([each])
     log_own = go_on(step.inner, own, step.after.drawn)[2][to]  # the potential as it was
 
     def again(state):
@@ -246,17 +253,6 @@ def rejected(key: PRNGKeyArray, step: Step, own: Told, samples: int, bound: Arra
     _, index, left, markov, bounded = loop(lambda state: jnp.any(state[2]) & (state[0] < tries), again, start, limit=tries)
     _, index, _, markov = loop(lambda state: jnp.any(state[2]), one_more, (none, index, left, markov), limit=each)
     return index.reshape(n, samples), jnp.all(markov.reshape(n, samples), axis=1), jnp.all(bounded.reshape(n, samples), axis=1)
-
-
-class ByInversion(dist.CategoricalLogits):
-    """Independent indices by weight, in O(n) for n of them: by the distribution function (NumPyro draws n Gumbel variates for each)."""
-
-    def __init__(self, log_weights: Float[Array, " n"]):
-        super().__init__(jnp.where(jnp.any(log_weights > -jnp.inf), log_weights, 0.0), validate_args=False)
-
-    def sample(self, key: Any, sample_shape: tuple = ()) -> Array:
-        ends = jnp.cumsum(jax.nn.softmax(self.logits))
-        return jnp.searchsorted(ends, jax.random.uniform(key, sample_shape) * ends[-1], side="right").clip(0, ends.shape[0] - 1)
 
 
 def _as(condition: Array, like: Array) -> Array:

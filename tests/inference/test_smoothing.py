@@ -121,6 +121,20 @@ def test_a_fixed_lag_goes_from_the_filter_to_the_genealogy():
     np.testing.assert_allclose(po.fixed_lag(program, posterior, lambda x: (x, x > 100), lag=2)[0], lags[1])
 
 
+def test_a_program_without_steps_has_a_path_of_one():
+    @po.program
+    def once(y):
+        x = po.sample("x", dist.Normal(0.0, 1.0))
+        po.observe("y", dist.Normal(x, 1.0), y)
+        return x
+
+    posterior = po.smc(KEY, po.retraced(once(2.0)), n=2_000, history="full")
+    path = po.backward_simulation(KEY, po.retraced(once(2.0)), posterior, draws=2_000)["path"]
+    assert path.values.shape == (2_000, 1)
+    np.testing.assert_allclose(path.expect(), 1.0, atol=0.1)
+    np.testing.assert_allclose(po.fixed_lag(po.retraced(once(2.0)), posterior, lag=3), 1.0, atol=0.1)
+
+
 # -- a hidden Markov model --------------------------------------------------------------------------------------------------
 
 
