@@ -97,7 +97,7 @@ def test_help_and_refusals_come_without_jax():
 
 
 def test_every_public_name_is_found_when_it_is_first_used():
-    found = {name: getattr(po, name).__name__.removeprefix("posterity.ppl.") for name in po.__all__}
+    found = {name: getattr(po, name).__name__.rpartition(".")[2] for name in po.__all__}
     assert found == {name: name for name in po.__all__}
     with pytest.raises(AttributeError, match="'smcc'"):
         po.smcc  # noqa: B018
