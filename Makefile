@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python -m
 
-.PHONY: help demo test laws lint format types contracts notebooks wheel-check check constraints clean
+.PHONY: help demo test slow laws lint format types contracts notebooks wheel-check check constraints clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -13,11 +13,14 @@ help:  ## what can be made
 demo: $(VENV)/.with-core  ## posteriors over the decodings of a language model, in a minute
 	@$(RUN) posterity demo
 
-test: $(VENV)/.with-test  ## every test
-	$(RUN) pytest --numprocesses=2 --dist=loadfile $(ARGS)
+test: $(VENV)/.with-test  ## every test but those marked slow
+	$(RUN) pytest --numprocesses=2 --dist=worksteal -m 'not slow' $(ARGS)
+
+slow: $(VENV)/.with-test  ## the tests marked slow: larger proofs, and runs at full size
+	$(RUN) pytest --numprocesses=2 --dist=worksteal -m slow $(ARGS)
 
 laws: $(VENV)/.with-test  ## the proofs by exact enumeration, as a table: block, law, programs tried, largest error
-	$(RUN) pytest --numprocesses=2 --dist=loadfile --quiet tests/exact $(ARGS)
+	$(RUN) pytest --numprocesses=2 --dist=worksteal --quiet tests/exact $(ARGS)
 
 lint: $(VENV)/.with-test  ## style and format, by ruff
 	$(RUN) ruff check .

@@ -3,8 +3,22 @@
 import os
 import pathlib
 
+import pytest
+
 # Set as environment, before JAX is imported, so that the processes which tests start share it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Optimised code compiles at almost twice the CPU time. It is what the notebooks and the benchmarks run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+MAPS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory_maps():
+    """Compiled code is never unloaded by itself, and Linux gives a process 65,530 maps: at the next, serialising an executable would crash it."""
+    yield
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > 20_000:
+        import jax
+
+        jax.clear_caches()

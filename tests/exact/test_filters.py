@@ -18,6 +18,8 @@ from posterity.ppl.exact import law_of
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _float64():

@@ -16,6 +16,8 @@ from posterity.inference.smc.nested import Nested
 from posterity.tests.fixtures import finite, hierarchical
 from posterity.tests.fixtures.finite import FEW, arrays
 
+pytestmark = pytest.mark.slow
+
 STOPPING = ([0.3, 0.7], [[0.5, 0.5], [0.2, 0.8]], [[1.0, 1.0], [0.5, 0.25], [0.3, 1.5]], [1.0, 3.0, 0.25])
 HIERARCHY = ([0.25, 0.75], [0.875, 0.25], [[0.5, 2.0], [1.0, 0.25]])
 

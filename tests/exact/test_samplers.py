@@ -18,6 +18,8 @@ from posterity.ppl.effects import Atomic
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
 
+pytestmark = pytest.mark.slow
+
 FEWER = settings(FEW, max_examples=3)
 STATIC = ([0.25, 0.75], [[0.5, 0.25, 0.25], [0.0, 0.5, 0.5]], [[1.0, 0.25, 2.0], [3.0, 0.5, 1.0]])
 LATTICE = jnp.array([0.5, 1.0, 2.0])

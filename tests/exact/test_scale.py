@@ -5,6 +5,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh
@@ -17,6 +18,8 @@ from posterity.inference.smc.resampling import Systematic
 from posterity.ppl.effects import draw
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
+
+pytestmark = pytest.mark.slow
 
 TWO = AbstractMesh((2,), ("particles",))
 

@@ -20,6 +20,8 @@ from posterity.ppl.retraced import Told, go_on
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _float64():

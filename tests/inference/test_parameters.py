@@ -12,6 +12,8 @@ import pytest
 
 import posterity as po
 
+pytestmark = pytest.mark.slow
+
 traced = []
 YS = np.array([0.4, 1.1, 0.3, 1.9, 2.2, 1.0, 2.8, 3.1])
 NOISE = 0.5

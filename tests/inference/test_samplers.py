@@ -11,6 +11,8 @@ import pytest
 
 import posterity as po
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 traced = []
 

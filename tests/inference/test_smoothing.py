@@ -13,6 +13,8 @@ import posterity as po
 from posterity.inference.smc import backward
 from posterity.tests.fixtures import references, tiny_lm
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 RUNS = 6  # how many runs are averaged: their spread says how far the mean may be off
 

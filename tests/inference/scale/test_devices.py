@@ -18,6 +18,8 @@ from posterity.inference.scale.sharded import _ancestors as device_ancestors
 from posterity.inference.smc.resampling import Systematic
 from posterity.tests.fixtures.references import walk
 
+pytestmark = pytest.mark.slow
+
 HERE = pathlib.Path(__file__).parent
 KEY = jax.random.key(0)
 # Small programs on virtual devices: what takes long is to compile them.
