@@ -13,6 +13,8 @@ import posterity as po
 from posterity.inference.smc.resampling import SCHEMES
 from posterity.tests.fixtures import references
 
+pytestmark = pytest.mark.slow
+
 ALGORITHMS = [(po.smc, {"resampling": name}) for name in SCHEMES] + [(po.importance, {})]
 every_algorithm = pytest.mark.parametrize(("algorithm", "options"), ALGORITHMS, ids=[*SCHEMES, "importance"])
 

@@ -11,6 +11,8 @@ from scipy import stats
 from posterity.inference.smc.resampling import CONDITIONAL, SCHEMES, Multinomial, scheme
 from posterity.inference.smc.resampling.quotas import quotas
 
+pytestmark = pytest.mark.slow
+
 ALL = {**SCHEMES, **{f"conditional {name}": law for name, law in CONDITIONAL.items()}}
 
 
@@ -96,7 +98,6 @@ def test_a_million_quotas_are_rounded_up_or_down_in_float32(name, law):
     assert (np.abs(far(name, log_weights)) < 1 + 1e-6 * quota).all()  # the weights themselves are rounded: by a part in 10^7
 
 
-@pytest.mark.slow
 def test_ten_million_quotas_are_rounded_up_or_down_in_float32():
     for log_weights in uneven(10**7).values():
         quota = np.exp(log_weights.astype(float) - log_weights.max())
