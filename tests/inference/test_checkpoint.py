@@ -19,6 +19,8 @@ import pytest
 import posterity as po
 from posterity.tests.fixtures.references import walk
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(3)
 YS = jnp.linspace(-1.0, 2.0, 6)
 LONG = 400
@@ -27,7 +29,6 @@ LONG_RUN = f"""
 import sys, jax, jax.numpy as jnp, posterity as po
 from posterity.tests.fixtures.references import walk
 
-pytestmark = pytest.mark.slow
 po.smc(jax.random.key(3), walk(jnp.linspace(0.0, 1.0, {LONG})), n=8, checkpoint=po.Checkpoint(sys.argv[1], every=5))
 """
 
