@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 HERE = pathlib.Path(__file__).parent
 KEY = jax.random.key(0)
 # Small programs on virtual devices: what takes long is to compile them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of all JAX versions
 
 
 def start(script, devices, *arguments):
