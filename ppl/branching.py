@@ -23,7 +23,12 @@ from posterity.ppl.script import Script
 
 _BLOCK, _FEW = 2**18, 2**12  # branches evaluated in one call: at most, and without regret
 # Compilation takes longest: of an algorithm under check 1.8 s of CPU so, 4.7 s by default. A long chain runs no slower for it.
-_QUICK_TO_BUILD = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
+_QUICK_TO_BUILD = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 class Branch(NamedTuple):
@@ -54,7 +59,10 @@ class Rows(NamedTuple):
     done: np.ndarray
 
     def at(self, chosen: Any) -> "Rows":
-        return jax.tree.map(lambda x: x[chosen], self)
+        return Rows([x[chosen] for x in self.leaves], self.log_weights[chosen], self.done[chosen])
+
+    def where(self, mask: np.ndarray) -> "Rows":
+        return self if mask.all() else self.at(mask)
 
 
 class Law(NamedTuple):
@@ -77,8 +85,8 @@ def law(chain: Chain, args: Any, limit: int) -> Law:
     rows = init.expand(shared, Rows([], np.zeros(1), np.zeros(1, bool)), limit, "the beginning")
     branches, ended = init.size, []
     for time in itertools.count(1):
-        ended.append(rows.at(rows.done))
-        rows = _merged(rows.at(~rows.done))
+        ended.append(rows.where(rows.done))
+        rows = _merged(rows.where(~rows.done))
         if not len(rows.done):
             break
         branches += len(rows.done) * step.size
@@ -126,7 +134,7 @@ class _Stage:
             return branch[:3]
 
         self.choices: list[tuple[str, int]] = []
-        inputs = (args, state, jax.eval_shape(lambda: jax.random.key(0)), jnp.zeros((), jnp.int64))
+        inputs = (args, state, jax.eval_shape(lambda: jax.random.key(0)), jnp.zeros((), jnp.uint64))
         self.jaxpr, (self.out, *_) = jax.make_jaxpr(traced, return_shape=True)(*inputs)
         self.given, self.shared, self.width = len(jax.tree.leaves(state)), len(jax.tree.leaves(args)), len(jax.tree.leaves(self.out))
         self.size = math.prod(size for _, size in self.choices)
@@ -157,18 +165,18 @@ class _Stage:
             raise ValueError(
                 f"enumeration: {where} has {m * self.size:.4g} branches, {m:,} states times the sizes of the supports ({sizes}); the limit is {limit:,}"
             )
-        codes, together = min(self.size, _BLOCK), 1 << (max(1, _BLOCK // self.size).bit_length() - 1)  # codes beyond the last have probability zero
+        codes, together = min(self.size, _BLOCK), _power_of_two(_BLOCK // self.size)  # codes beyond the last have probability zero
         starts = itertools.product(range(0, max(m, 1), together), range(0, self.size, codes))
-        return _joined([self._block(shared, rows.at(slice(i, i + together)), np.arange(k, k + codes), together) for i, k in starts])
+        return _joined([self._block(shared, rows.at(slice(i, i + together)), np.arange(k, k + codes, dtype=np.uint64), together) for i, k in starts])
 
     def _block(self, shared: list, rows: Rows, codes: np.ndarray, together: int) -> Rows:
         m = len(rows.done)
-        padded = min(max(8 ** math.ceil(round(math.log(max(m, 1), 8), 9)), _FEW // len(codes)), together)  # few shapes: few compilations
+        padded = min(max(8 ** math.ceil(round(math.log(max(m, 1), 8), 9)), _power_of_two(_FEW // len(codes))), together)  # few shapes: few compilations
         leaves, before, _ = jax.tree.map(lambda x: np.resize(x, (padded, *x.shape[1:])), rows)
-        found = jax.device_get(self.run(shared, leaves, before, codes)).at(slice(m))
+        found = jax.tree.map(lambda x: x[:m].reshape(-1, *x.shape[2:]), jax.device_get(self.run(shared, leaves, before, codes)))
         if np.any(np.isnan(found.log_weights) | np.isposinf(found.log_weights)):
             raise ValueError("enumeration: a log potential is NaN or +inf (each must be finite or -inf), or the probabilities of a choice do not sum to one")
-        return found.at(found.log_weights > -np.inf)
+        return found.where(found.log_weights > -np.inf)
 
 
 def scripted(function: Callable[[], tuple[Any, Array, Array]], code: Array) -> Branch:
@@ -183,8 +191,12 @@ def weigh(log_prob: Array, log_potential: Array) -> Array:
     return jnp.where(jnp.isneginf(log_prob), -jnp.inf, log_prob + log_potential)
 
 
+def _power_of_two(most: int) -> int:
+    return 1 << (max(1, most).bit_length() - 1)
+
+
 def _joined(parts: list[Rows]) -> Rows:
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts) if len(parts) > 1 else parts[0]
 
 
 def _merged(rows: Rows) -> Rows:

@@ -10,8 +10,9 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, lax
 
 from posterity.ppl.effects import Atomic, Decider
 
@@ -47,15 +48,16 @@ class Script(Decider):
         if msg["type"] == "sample" and msg["value"] is None:
             values, log_probs = atoms(msg)
             size, draws = log_probs.shape
-            total = jax.scipy.special.logsumexp(log_probs, axis=0)
-            log_probs = jnp.where(jnp.abs(total) < 1e-5, log_probs - total, jnp.nan)  # tables in float32 do not sum to one in float64
-            digits = []
+            base, digits = self.rest.dtype.type(size), []
             for _ in range(draws):
-                digits.append(self.rest % size)
-                self.rest = self.rest // size
+                digits.append(lax.rem(self.rest, base))
+                self.rest = lax.div(self.rest, base)
                 self.choices.append((msg["name"], size))
-            digit, each = jnp.stack(digits), jnp.arange(draws)
-            log_prob = jnp.where(self.active, log_probs[digit, each], jnp.where(digit == 0, 0.0, -jnp.inf))
+            digit = jnp.stack(digits)
+            total = jnp.log(jnp.sum(jnp.exp(log_probs), axis=0))  # tables in float32 do not sum to one in float64
+            log_prob = log_probs.T.reshape(-1)[digit + base * np.arange(draws, dtype=base.dtype)] - jnp.where(jnp.abs(total) < 1e-5, total, jnp.nan)
+            if self.active is not True:
+                log_prob = jnp.where(self.active, log_prob, jnp.where(digit == 0, 0.0, -jnp.inf))
             self.decided = self.decided + jnp.sum(log_prob)
             msg["value"] = values(digit)
 
@@ -99,15 +101,31 @@ def atoms(msg: Any) -> tuple[Callable[[Any], Any], Array]:
         return lambda digits: jax.tree.map(lambda x: x[digits[0]], values), log_probs[:, None]
     while isinstance(law, dist.Independent):
         law = law.base_dist  # an event of independent parts is as many draws
+    draws = math.prod(law.batch_shape)
+    log_table = _log_table(law)
+    if log_table is not None:
+        return lambda digits: digits.reshape(law.batch_shape).astype(int), log_table.reshape(draws, -1).T
     if not law.has_enumerate_support:
         raise ValueError(f"enumeration: site {name!r} has no finite support: {type(law).__name__}")
     try:
         support = law.enumerate_support()
     except NotImplementedError as error:
         raise ValueError(f"enumeration: the support of site {name!r} is not known while tracing: {error}") from error
-    draws = math.prod(law.batch_shape)
     rows = support.reshape(len(support), draws, *law.event_shape)
     return lambda digits: rows[digits, jnp.arange(draws)].reshape(law.batch_shape + law.event_shape), jnp.asarray(law.log_prob(support)).reshape(-1, draws)
+
+
+def _log_table(law: dist.Distribution) -> Array | None:
+    """Log probabilities [..., size] of 0, 1, .., size - 1 for the laws that most choices have: NumPyro's `log_prob` would look each one up."""
+    if isinstance(law, dist.CategoricalProbs):
+        return law.logits
+    if isinstance(law, dist.CategoricalLogits):
+        return jax.nn.log_softmax(law.logits)
+    if isinstance(law, dist.BernoulliProbs):
+        return dist.CategoricalProbs(jnp.stack([1 - law.probs, jnp.asarray(law.probs)], axis=-1)).logits
+    if isinstance(law, dist.BernoulliLogits):
+        return jax.nn.log_sigmoid(jnp.stack([-law.logits, jnp.asarray(law.logits)], axis=-1))
+    return None
 
 
 def _choose(condition: Array, new: Any, old: Any) -> Any:
