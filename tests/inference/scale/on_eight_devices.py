@@ -10,32 +10,18 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 
 import posterity as po
 from posterity.inference import blocks, drive
 from posterity.inference.scale.sharded import _step_with, split
+from posterity.tests.fixtures.volatility import moments, reference, volatility
 
-YS = 0.5 * jax.random.normal(jax.random.key(7), (20,))
-KEYS = jax.random.split(jax.random.key(1), 16)
+TRUTH = reference()
+KEYS = jax.random.split(jax.random.key(1), 32)
 N = 256
-
-
-@po.program
-def stochastic_volatility(ys):
-    """Returns whose log variance is an autoregression; its value is the last log variance."""
-    x = po.sample("x0", dist.Normal(0.0, 1.0))
-
-    def step(x, y):
-        x = po.sample("x", dist.Normal(0.95 * x, 0.3))
-        po.observe("y", dist.Normal(0.0, jnp.exp(x / 2)), y)
-        return x
-
-    return po.scan(step, x, ys)
-
-
+RETURNS = volatility(jnp.asarray(TRUTH.ys), TRUTH.times[-1])
 MESH = jax.make_mesh((8,), ("particles",))
-PROGRAM = po.in_blocks(stochastic_volatility(YS), size=N // 8)
+PROGRAM = po.in_blocks(RETURNS, size=N // 8)
 
 
 def sharded(key, **options):
@@ -43,7 +29,7 @@ def sharded(key, **options):
 
 
 def islands(key):
-    return po.island_smc(key, stochastic_volatility(YS), n=N, islands=8, mesh=MESH, exchange=0.9)
+    return po.island_smc(key, RETURNS, n=N, islands=8, mesh=MESH, exchange=0.9)
 
 
 def equal(one, other):
@@ -51,10 +37,10 @@ def equal(one, other):
     return close | {name: bool(np.array_equal(getattr(one, name), getattr(other, name))) for name in ("ancestors", "eves", "resampled")}
 
 
-def estimates(infer, keys=KEYS):
-    """Log evidence and posterior mean for every key."""
-    found = [infer(key) for key in keys]
-    return {"log_evidence": [float(p.log_evidence) for p in found], "mean": [float(p.expect()) for p in found]}
+def estimates(infer):
+    """Log evidence and posterior moments for every key."""
+    found = [infer(key) for key in KEYS]
+    return {"log_evidence": [float(p.log_evidence) for p in found], "moments": [p.expect(moments).tolist() for p in found]}
 
 
 def communicated(posterior):
@@ -77,7 +63,6 @@ def main():
         "as alone": equal(alone, together),
         "sharding": str(together.values.sharding.spec),
         "communicated": communicated(together),
-        "alone": estimates(lambda key: po.smc(key, PROGRAM, n=N), jax.random.split(jax.random.key(2), 16)),
         "sharded": estimates(sharded),
         "islands": estimates(islands),
     }
