@@ -49,7 +49,7 @@ def conditional_smc(
         when the run is long. "ancestor" draws, before every step, an ancestor for the rest of the given path by weight times the density of that
         rest (ancestor sampling; Lindsten, Jordan and Schön 2014). "backward" draws the result backwards from all generations
         (backward sampling; Whiteley 2010), as `backward_simulation` does, at its cost.
-      resampling: of the others, given that particle 0 keeps its place: "multinomial", "systematic", "stratified", "residual", or a class of
+      resampling: of the others, given that particle 0 keeps its place: "multinomial", "systematic", "stratified", "residual", "ssp", "killing", or a class of
         `inference.smc.resampling.conditional`.
 
     Raises:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import posterity as po
 from posterity.inference.smc import resampling
-from posterity.inference.smc.resampling import CONDITIONAL, SCHEMES, Ancestors, Srinivasan, Systematic
-from posterity.inference.smc.resampling.conditional import ConditionalSystematic
+from posterity.inference.smc.resampling import CONDITIONAL, SCHEMES, Ancestors, Killing, Srinivasan, Systematic
+from posterity.inference.smc.resampling.conditional import ConditionalKilling, ConditionalSystematic
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
 
@@ -173,10 +173,25 @@ def test_conditional_smc_with_it_leaves_the_path_law_invariant(laws, name, n):
 class Overwritten(ConditionalSystematic):
     """Systematic resampling, and then particle 0 put into slot 0: not the conditional law."""
 
+    scheme: type[Ancestors] = Systematic
+
     def _atoms(self):
-        vectors, probabilities = Systematic(self.log_weights)._atoms()
+        vectors, probabilities = self.scheme(self.log_weights)._atoms()
         return vectors.at[:, 0].set(0), probabilities
 
 
-def test_systematic_resampling_that_merely_overwrites_slot_0_is_refuted(laws):
-    laws.fails("conditional SMC that overwrites slot 0", po.check.invariant(conditional_smc(Overwritten, 3), po.recorded(PATHS[3])))
+class OverwrittenSSP(Overwritten):
+    scheme = Srinivasan
+
+
+class Unmoved(ConditionalKilling):
+    """Killing resampling in which particle 0 is said to stay, and the others do as they would: its copy may as well have been redrawn."""
+
+    def _atoms(self):
+        vectors, probabilities = Killing(self.log_weights)._atoms()
+        return vectors, jnp.where(vectors[:, 0] == 0, probabilities, 0.0) / jnp.sum(probabilities, where=vectors[:, 0] == 0)
+
+
+@pytest.mark.parametrize(("mutant", "n"), [(Overwritten, 3), (OverwrittenSSP, 2), (Unmoved, 2)])
+def test_resampling_that_merely_keeps_particle_0_in_slot_0_is_refuted(laws, mutant, n):
+    laws.fails(f"conditional SMC, slot 0 merely kept: {mutant.__name__}", po.check.invariant(conditional_smc(mutant, n), po.recorded(PATHS[n])))

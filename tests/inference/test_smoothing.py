@@ -235,7 +235,11 @@ WRONG = {
         ValueError,
         "ancestors must be one of trace, ancestor, backward",
     ),
-    "another scheme": (lambda: po.particle_gibbs(KEY, rolls(), n=2, draws=2, resampling="ssp"), ValueError, "resampling must be one of systematic, stratified"),
+    "another scheme": (
+        lambda: po.particle_gibbs(KEY, rolls(), n=2, draws=2, resampling="best"),
+        ValueError,
+        "resampling must be one of systematic, stratified",
+    ),
     "ancestors of what is not retraced": (
         lambda: po.conditional_smc(KEY, po.recorded(rolls()), po.recorded(rolls()).init(KEY, 1)[0], n=2, ancestors="backward"),
         TypeError,

@@ -1,18 +1,23 @@
 """Conditional resampling: particle 0 keeps slot 0, and the others are drawn as they are given that it does.
 
-Let a scheme's ancestors fall into the slots by a uniform rotation (for multinomial and residual ones: in any order), so that
-each slot has ancestor i with probability W_i. Each class here is the law of these ancestors given A_0 = 0 (Chopin and Singh
-2015): counts weighed by the copies of 0. That is what conditional SMC needs, and why "systematic, but keep particle 0" is wrong.
+Let a scheme's ancestors fall into the slots by a uniform rotation (those drawn independently: in any order), so that each slot
+has ancestor i with probability W_i. Each class here is the law of these ancestors given A_0 = 0 (Chopin and Singh 2015; for
+killing also Karppinen, Singh and Vihola 2022): counts weighed by the copies of 0. That is what conditional SMC needs, and why
+"systematic, but keep particle 0" is wrong.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, PRNGKeyArray, UInt
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt
 
+from posterity.inference.smc.resampling.conditional_ssp import ConditionalSSP
 from posterity.inference.smc.resampling.quotas import Quotas, quotas, real, relative, running_sum
 from posterity.inference.smc.resampling.schemes import (
     Ancestors,
+    Killing,
     Systematic,
     ancestors,
     below_draws,
@@ -112,11 +117,48 @@ class ConditionalStratified(Ancestors):
         return vectors.reshape(-1, n).astype(jnp.int32), probabilities.reshape(-1)
 
 
+class ConditionalKilling(Ancestors):
+    """`Killing`, given that slot 0 has a copy of particle 0: the slot from which it was rotated there is its own, or any that was left to it."""
+
+    def _draw(self, key):
+        own_key, cell_key, point_key, stay_key, draw_key = jax.random.split(key, 5)
+        weights = relative(self.log_weights)
+        ends = quotas(jnp.log1p(-weights)).ends
+        cell, point = jax.random.randint(cell_key, (), 0, self.size), random_bits(point_key, weights, ())
+        left = jnp.sum((ends.whole < cell) | ((ends.whole == cell) & (ends.part <= point)))
+        slot = jnp.where(uniforms(own_key, weights, ()) * self.size < jnp.sum(weights), 0, left)
+        stays = (uniforms(stay_key, weights, (self.size,)) < weights).at[slot].set(True)
+        return self._from(slot, stays, ancestors(below_draws(draw_key, self.quotas.ends, jnp.sum(~stays), self.size)))
+
+    def _from(self, slot: Int[Array, ""], stays: Bool[Array, " n"], drawn: Int[Array, " n"]) -> Int[Array, " n"]:
+        """With particle 0 in that slot, and the others in theirs or redrawn, rotated."""
+        return jnp.roll(Killing(self.log_weights)._at(stays, drawn), -slot).at[0].set(0)
+
+    def _atoms(self):
+        n, weights = self.size, relative(self.log_weights)
+        others = jnp.array([(True, *stays) for stays in itertools.product([False, True], repeat=n - 1)])
+        drawn, probabilities = independent(jnp.broadcast_to(portions(weights), (max(n - 1, 1), n)))
+
+        def given(slot):
+            stays = jnp.roll(others, slot, axis=1)
+            chances = jnp.prod(jnp.where(stays, weights, 1 - weights).at[:, slot].set(1.0), axis=1)
+            redrawn = jnp.arange(drawn.shape[1]) < jnp.sum(~stays, axis=1)[:, None]
+            filled = jnp.sort(jnp.where(redrawn[:, None], drawn, n), axis=2)
+            vectors = jax.vmap(lambda stays, drawn: jax.vmap(lambda drawn: self._from(slot, stays, drawn))(drawn))(stays, filled)
+            share = (1 - weights[slot] + jnp.where(slot == 0, jnp.sum(weights), 0.0)) / n
+            return vectors, share * chances[:, None] * probabilities
+
+        vectors, probabilities = jax.vmap(given)(jnp.arange(n))
+        return vectors.reshape(-1, n), probabilities.reshape(-1)
+
+
 CONDITIONAL: dict[str, type[Ancestors]] = {
     "systematic": ConditionalSystematic,
     "stratified": ConditionalStratified,
     "multinomial": ConditionalMultinomial,
     "residual": ConditionalResidual,
+    "ssp": ConditionalSSP,
+    "killing": ConditionalKilling,
 }
 
 

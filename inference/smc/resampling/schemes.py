@@ -131,9 +131,13 @@ class Srinivasan(Ancestors):
     """
 
     def _draw(self, key):
+        return self._at(self._heads(key))
+
+    def _heads(self, key: PRNGKeyArray) -> Bool[Array, " meetings"]:
+        """Whether the first wins, in every meeting."""
         first, second = (jnp.concatenate(chances) for chances in zip(*(_chances(*meeting) for meeting in self._rounds())))
         # Compared as a product: divided, the chance of a small fraction against a large one would be rounded.
-        return self._at(uniforms(key, self.log_weights, first.shape) * (first + second) < first)
+        return uniforms(key, self.log_weights, first.shape) * (first + second) < first
 
     def _rounds(self) -> list[tuple[UInt[Array, " m"], UInt[Array, " m"]]]:
         """The fractions that meet, round by round, the final last."""
