@@ -1,6 +1,6 @@
 """Resampling n particles, once: every scheme, beside BlackJAX's, cuthbert's and particles', in one run (`python benchmarks/resampling.py`).
 
-Compared are those peers that can be imported (`pip install blackjax cuthbert particles`). All start from the same log weights,
+Compared are those peers that can be imported (`pip install "posterity[benchmarks]"`). All start from the same log weights,
 but for `particles`, which starts from normalised weights. Times are medians of 15 (7 from a million on), without compilation.
 """
 
@@ -83,14 +83,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--sizes", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6, 10**7])
     arguments.add_argument("--only", nargs="+", default=list(CASES), help="whose schemes")
-    arguments.add_argument("--json", help="also write the figures to this file")
+    arguments.add_argument("--folder", type=pathlib.Path, help="where to write resampling.json")
     options = arguments.parse_args()
     beside = pathlib.Path(__file__).parent.resolve()
     sys.path[:] = [path for path in sys.path if pathlib.Path(path).resolve() != beside]  # where a file is called as a peer is
     libraries = [name for name in options.only if name == "posterity" or importlib.util.find_spec(name)]
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, JAX {jax.__version__} on {jax.devices()[0].device_kind}, {', '.join(libraries)}"
-    )
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, JAX {jax.__version__} on {jax.devices()[0].device_kind}"
+    print(f"{machine}, {', '.join(libraries)}")
     print(f"{'milliseconds, wall / CPU':<36}" + "".join(f"{f'n = {n:,}':>20}" for n in options.sizes) + "   |copies - n W|, largest")
     figures = []
     rng = np.random.default_rng(0)
@@ -105,9 +104,9 @@ def main() -> None:
             cells = "".join(f"{1e3 * wall:>12.3f} /{1e3 * cpu:>6.2f}" for wall, cpu in times.values())
             print(f"{f'{library} {name}':<36}{cells}   {far:.4f}", flush=True)
             figures += [{"library": library, "scheme": name, "n": n, "wall": wall, "cpu": cpu} for n, (wall, cpu) in times.items()]
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        (options.folder / "resampling.json").write_text(json.dumps({"machine": machine, "rows": figures}, indent=1))
 
 
 if __name__ == "__main__":
