@@ -50,6 +50,7 @@ class Kept(NamedTuple):
     """The checkpoints of one run."""
 
     path: str
+    every: int  # steps
     manager: "ocp.CheckpointManager"
     about: dict[str, Any]  # what tells this run from others
 
@@ -138,7 +139,7 @@ def keep(checkpoint: Checkpoint, about: Mapping[str, Any]) -> Kept:
 
     path = os.path.abspath(checkpoint.path)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True)
-    kept = Kept(path, ocp.CheckpointManager(path, options=options, item_names=("run", "about")), dict(about))
+    kept = Kept(path, checkpoint.every, ocp.CheckpointManager(path, options=options, item_names=("run", "about")), dict(about))
     for step in sorted(kept.manager.all_steps(), reverse=True)[:1]:
         try:
             kept._compared(step)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from posterity.inference import checkpoint as checkpoints
-from posterity.inference.checkpoint import Checkpoint
+from posterity.inference.checkpoint import Checkpoint, Kept
 from posterity.ppl.component import State
 from posterity.ppl.effects import followed, isolated, loop
 from posterity.ppl.population import Population, normalise
@@ -111,31 +111,38 @@ def _stepwise(
     progress: bool,
     checkpoint: Checkpoint | None,
 ) -> Posterior:
-    """The same in stretches of steps, each compiled as one loop: to show how far it is, or to keep the run on disk between them."""
-    stretch = jax.jit(_stretch, static_argnames="moves", donate_argnames="run")
-    goes = jax.jit(going, static_argnames="moves")
-    kept, every = None, 1
-    if checkpoint is not None:
-        about = checkpoints.describe(key, program, n, init, step, history=history, moves=moves)
-        kept, every = checkpoints.keep(checkpoint, about), checkpoint.every
+    """The same in stretches."""
+    kept = checkpoint and checkpoints.keep(checkpoint, checkpoints.describe(key, program, n, init, step, history=history, moves=moves))
     run = jax.jit(begin, static_argnames=("n", "init", "history", "moves"))(key, program, n, init, history, moves)
+    goes = functools.partial(jax.jit(going, static_argnames="moves"), program=program, moves=moves)
+    stretch = jax.jit(_stretch, static_argnames="moves", donate_argnames="run")
+    run = in_stretches(run, goes, stretch, (program, step, moves), shown=program, progress=progress, kept=kept)
+    return jax.jit(finish)(run, program)
+
+
+def in_stretches(run: Any, goes: Callable, stretch: Callable, options: tuple, *, shown: Program, progress: bool, kept: Kept | None) -> Any:
+    """A run brought to its end in stretches of steps, each compiled as one loop: to show how far it is, or to keep the run on disk between them.
+
+    `stretch(run, *options, until)`, a jitted function, makes steps until `run.time` is `until` or `goes(run)` no longer holds.
+    """
     if kept:
-        run = stretch(run, program, step, moves, 0)  # no step: but from here on its arrays lie on the devices as they will
-        kept = kept.computing(stretch.lower(run, program, step, moves, 0).as_text())
+        run = stretch(run, *options, 0)  # no step: but from here on its arrays lie on the devices as they will
+        kept = kept.computing(stretch.lower(run, *options, 0).as_text())  # pyright: ignore[reportFunctionMemberAccess] - jit has it
         run = kept.latest(run)
-    shown = (*Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"))
-    with Progress(*shown, console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        task = bar.add_task(repr(program), total=program.length)
-        while goes(run, program, moves):
+    every = kept.every if kept else 1
+    columns = (*Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"))
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        task = bar.add_task(repr(shown), total=shown.length)
+        while goes(run):
             time = int(run.time)
-            run = stretch(run, program, step, moves, time + 1 if progress else time + every - time % every)
+            run = stretch(run, *options, time + 1 if progress else time + every - time % every)
             bar.update(task, completed=int(run.time))
             if kept and int(run.time) % every == 0:
                 kept.save(run, int(run.time))
     if kept:
         kept.save(run, int(run.time))
         kept.manager.close()
-    return jax.jit(finish)(run, program)
+    return run
 
 
 def _stretch(run: Run, program: Program, step: Callable, moves: bool, until: Array | int) -> Run:

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Int, PRNGKeyArray
 
 from posterity.inference.blocks import advance, spawn
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, check_counts, drive
 from posterity.inference.smc.resampling.optimal import Optimal
 from posterity.ppl.effects import draw
@@ -46,7 +47,9 @@ def step(key: PRNGKeyArray, program: Program, population: Population, *, childre
     return population, Info(ess, jnp.ones((), bool), parents[chosen])
 
 
-def branching_smc(key: Array, program: Program, *, n: int, children: int = 2, history: bool | str = True, progress: bool = False) -> Posterior:
+def branching_smc(
+    key: Array, program: Program, *, n: int, children: int = 2, history: bool | str = True, progress: bool = False, checkpoint: Checkpoint | None = None
+) -> Posterior:
     """The posterior of a program by SMC that tries several continuations of each particle and lets n of all of them live.
 
     Properly weighted, for every n and number of children. Where `smc` resamples first and extends then, here selection sees what the
@@ -58,7 +61,7 @@ def branching_smc(key: Array, program: Program, *, n: int, children: int = 2, hi
       program: what to infer.
       n: the number of particles between steps.
       children: how many continuations of each are tried.
-      history, progress: as in `smc`.
+      history, progress, checkpoint: as in `smc`.
 
     Raises:
       ValueError: on n or children below 1; otherwise as `smc`.
@@ -78,7 +81,7 @@ def branching_smc(key: Array, program: Program, *, n: int, children: int = 2, hi
     True
     """
     check_counts(children=(children, 1))
-    return drive(key, program, n, spawn, Partial(_step_with(children)), history=history, progress=progress)
+    return drive(key, program, n, spawn, Partial(_step_with(children)), history=history, progress=progress, checkpoint=checkpoint)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from numpyro import handlers
 
 from posterity.inference.blocks import advance, resample_below, spawn
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, check_counts, drive
 from posterity.inference.smc.backward import by_weight, some_at_once
 from posterity.inference.smc.resampling import Ancestors, scheme
@@ -86,6 +87,7 @@ def paris(
     resampling: str | type[Ancestors] = "systematic",
     threshold: float = 0.5,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Posterior:
     """Smoothed expectations of a sum over steps, as a filter goes along, with memory for one generation.
 
@@ -102,7 +104,7 @@ def paris(
       samples: how many pasts are drawn for each; None for the mean over all. Costs n^2 transitions a step, but of order n with a bound.
       bound: of the log density (nats) of a step's choices, wherever it comes from; then pasts are drawn by rejection, each in at most `tries` tries
         and else from all n. If the step's potential depends on where it comes from, of the density times the potential over the potential as it was.
-      resampling, threshold, progress: as in `smc`.
+      resampling, threshold, progress, checkpoint: as in `smc`.
 
     Returns:
       A `Posterior` whose values are the sums, [n, ...]: ask for `expect()`. Of anything else than their mean they say nothing.
@@ -132,7 +134,7 @@ def paris(
         raise TypeError(f"paris: functional must be a function of (t, value before, value after), got {functional!r}")
     summed = Summed(program, functional if isinstance(functional, jax.tree_util.Partial) else jax.tree_util.Partial(functional))
     step = jax.tree_util.Partial(_step_with(scheme(resampling), samples, tries), threshold=share(threshold), bound=None if bound is None else float(bound))
-    posterior = drive(key, summed, n, spawn, step, history="none", progress=progress)
+    posterior = drive(key, summed, n, spawn, step, history="none", progress=progress, checkpoint=checkpoint)
     sums, kept = posterior.values, posterior.log_weights > -jnp.inf
     for name, holds in (("bound", sums.bounded), ("markov", sums.markov)):
         if not isinstance(holds, Tracer) and not jnp.all(holds):

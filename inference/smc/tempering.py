@@ -14,8 +14,10 @@ from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float, PRNGKeyArray
 
+from posterity.inference import checkpoint as checkpoints
 from posterity.inference import drive
 from posterity.inference.blocks import Kernel, spawn, weigh
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, check_counts, check_key
 from posterity.inference.mcmc import kernels
 from posterity.inference.mcmc.parameters import Choices, begin, function_program
@@ -164,6 +166,8 @@ def tempering(
     waste_free: bool = False,
     resampling: str | type[Ancestors] = "systematic",
     threshold: float = 1.0,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Annealed:
     """The posterior of a program without scan by an SMC sampler: particles of its prior are weighed, resampled and moved as the likelihood comes in.
 
@@ -183,7 +187,7 @@ def tempering(
       moves: how many moves a stage; none are made before the first exponent, nor after the last.
       waste_free: keep all states of n / (moves + 1) chains (Dau and Chopin 2022) in place of the last states of n chains. Resamples at each stage,
         whatever the threshold.
-      resampling, threshold: as in `smc`.
+      resampling, threshold, progress, checkpoint: as in `smc`; a stage is a step.
 
     Returns:
       `Annealed`: a `Posterior` with the `exponents`.
@@ -215,28 +219,70 @@ def tempering(
     options = {"kernel": kernels.given(kernel), "threshold": share(threshold)}
     options |= {"ladder": None if ladder is None else jnp.asarray(ladder, float), "ess": ess}
     path = Path(program, stages if ladder is None else len(ladder))
-    run = _compiled.__wrapped__ if followed() else _compiled  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
-    posterior = run(key, path, n, Partial(_step_with(scheme(resampling), moves, waste_free), **options))
+    step = Partial(_step_with(scheme(resampling), moves, waste_free), **options)
+    if checkpoint is not None:
+        checkpoints.check(checkpoint, key, path, step)
+    if progress or checkpoint is not None:
+        posterior = _stepwise(key, path, n, step, progress=progress, checkpoint=checkpoint)
+    else:
+        run = _compiled.__wrapped__ if followed() else _compiled  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
+        posterior = run(key, path, n, step)
     _check(posterior, program)
     return posterior
 
 
+class Ascent(NamedTuple):
+    """A run under way, with the exponents that it has come by."""
+
+    run: drive.Run
+    exponents: Float[Array, " stages"]
+
+    @property
+    def time(self) -> Array:
+        """Stages made after the first."""
+        return self.run.time
+
+
 @functools.partial(jax.jit, static_argnames="n")
 def _compiled(key: PRNGKeyArray, path: Path, n: int, step: Partial) -> Annealed:
+    return _finish(_stretch(_begin(key, path, n, step), path, step, path.length), path)
+
+
+def _stepwise(key: PRNGKeyArray, path: Path, n: int, step: Partial, *, progress: bool, checkpoint: Checkpoint | None) -> Annealed:
+    """The same in stretches."""
+    kept = checkpoint and checkpoints.keep(checkpoint, checkpoints.describe(key, path, n, climb, step, stages=path.stages))
+    ascent = jax.jit(_begin, static_argnames="n")(key, path, n, step)
+    goes = functools.partial(jax.jit(_going), path=path)
+    ascent = drive.in_stretches(ascent, goes, jax.jit(_stretch, donate_argnames="ascent"), (path, step), shown=path, progress=progress, kept=kept)
+    return jax.jit(_finish)(ascent, path)
+
+
+def _begin(key: PRNGKeyArray, path: Path, n: int, step: Partial) -> Ascent:
     rises = {name: step.keywords[name] for name in ("ladder", "ess")}
     run = drive.begin(key, path, n, lambda key, path, n: climb(path, spawn(key, path, n), **rises), "none", moves=True)
-    exponents = jnp.full(path.stages, jnp.nan, run.record.ess.dtype).at[0].set(_exponent(run))
+    return Ascent(run, jnp.full(path.stages, jnp.nan, run.record.ess.dtype).at[0].set(_exponent(run)))
 
-    def stage(state):
-        run, exponents = state
-        run = drive.advance(run, path, step)
-        return run, exponents.at[run.time].set(_exponent(run))
 
-    if path.length:
-        run, exponents = loop(lambda state: drive.going(state[0], path, moves=False), stage, (run, exponents), limit=path.length)
-    posterior = drive.finish(run, path)
-    arrived = (_exponent(run) >= 1.0) | (posterior.log_evidence == -jnp.inf)
-    result = Annealed(**vars(posterior), exponents=exponents, arrived=arrived)
+def _going(ascent: Ascent, path: Path) -> Array:
+    return drive.going(ascent.run, path, moves=False)
+
+
+def _stretch(ascent: Ascent, path: Path, step: Partial, until: Array | int) -> Ascent:
+    """The run when `until` stages are made after the first, or when it has ended."""
+
+    def stage(ascent: Ascent) -> Ascent:
+        run = drive.advance(ascent.run, path, step)
+        return Ascent(run, ascent.exponents.at[run.time].set(_exponent(run)))
+
+    if not path.length:
+        return ascent
+    return loop(lambda ascent: _going(ascent, path) & (ascent.time < until), stage, ascent, limit=path.length)
+
+
+def _finish(ascent: Ascent, path: Path) -> Annealed:
+    posterior = drive.finish(ascent.run, path)
+    arrived = (_exponent(ascent.run) >= 1.0) | (posterior.log_evidence == -jnp.inf)
+    result = Annealed(**vars(posterior), exponents=ascent.exponents, arrived=arrived)
     nothing = {name: jnp.where(arrived, getattr(result, name), -jnp.inf) for name in ("log_weights", "log_evidence")}
     return replace(result, **nothing)
 

@@ -180,14 +180,53 @@ def test_no_steps_and_one_particle_can_be_kept(tmp_path):
     assert same(posterior, po.smc(KEY, walk(jnp.zeros(0)), n=1))
 
 
+@po.program
+def height(ys):
+    x = po.sample("x", dist.Normal(0.0, 1.0))
+    po.observe("ys", dist.Normal(x, 0.5), ys)
+    return x
+
+
+@po.program
+def drift(ys):
+    x = po.sample("x", dist.Normal(0.0, 1.0))
+
+    def step(x, y):
+        po.observe("y", dist.Normal(x, 0.5), y)
+        return x
+
+    return po.scan(step, x, ys)
+
+
 KEEPING = {
     "smc": partial(po.smc, program=walk(YS)),
+    "importance": partial(po.importance, program=walk(YS)),
+    "branching_smc": partial(po.branching_smc, program=walk(YS)),
+    "paris": partial(po.paris, program=walk(YS), functional=lambda t, before, after: (after - before) ** 2),
     "resample_move": partial(po.resample_move, program=walk(YS)),
-    "ibis": partial(po.ibis, program=walk(YS)),
+    "ibis": partial(po.ibis, program=drift(YS), moves=1, kernel=po.kernels.prior()),
+    "tempering": partial(po.tempering, program=height(YS), ess=0.9, moves=1, kernel=po.kernels.prior()),
     "smc2": partial(po.smc2, parameters=dist.Normal(0.0, 1.0), model=lambda _: walk.bind(YS), inner=2),
     "sharded_smc": partial(po.sharded_smc, program=walk(YS), mesh=jax.make_mesh((1,), ("particles",))),
     "island_smc": partial(po.island_smc, program=walk(YS), islands=2),
 }
+
+
+@pytest.mark.parametrize("method", ["branching_smc", "paris", "ibis", "tempering"])
+def test_what_is_no_filter_goes_on_bit_for_bit_too(method, tmp_path):
+    keeping = partial(KEEPING[method], KEY, n=8, checkpoint=po.Checkpoint(tmp_path, every=2))
+    uninterrupted = KEEPING[method](KEY, n=8)
+    assert same(uninterrupted, keeping())
+    *_, before, last = steps_in(tmp_path)
+    shutil.rmtree(tmp_path / str(last))  # as if it had been stopped after the step before
+    assert before > 0
+    assert same(uninterrupted, keeping(progress=True))
+    assert steps_in(tmp_path) == [before, last]
+    for step in (before, last):
+        for file in (tmp_path / str(step) / "run").rglob("d/*"):
+            flip(file)
+    with pytest.raises(ValueError, match=rf"is damaged: step {last} \(.*\); step {before} \(.*\)\. Remove it to begin anew"):
+        keeping()
 
 
 @pytest.mark.parametrize("method", KEEPING)
