@@ -254,7 +254,7 @@ def scaled(sizes: list[tuple[int, int]], repeats: int) -> list[dict]:
 
 def slope(rows: list[dict], what: str, clock: str) -> float:
     """Of the logarithm of the cost against that of `what`, by least squares."""
-    return float(np.polyfit(np.log([row[what] for row in rows]), np.log([np.median(row[clock]) for row in rows]), 1)[0]) if len(rows) > 1 else float("nan")
+    return float(np.polyfit(np.log([row[what] for row in rows]), np.log([np.median(row[clock]) for row in rows]), 1)[0])
 
 
 def available(library: str | None) -> bool:
@@ -359,6 +359,8 @@ def main() -> None:
     arguments.add_argument("--growth-steps", type=int, nargs="+", default=[100, 200, 500, 1_000, 2_000], help="numbers of steps, of 10^4 particles")
     arguments.add_argument("--folder", type=Path, help="where to write particles.json and particles.png")
     options = arguments.parse_args()
+    if min(len(options.growth_n), len(options.growth_steps)) < 2:
+        arguments.error("--growth-n and --growth-steps: a slope needs two numbers at least")
     here = Path(__file__).resolve().parent
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != here]  # there this file is called like a peer
     jax.config.update("jax_enable_compilation_cache", False)
