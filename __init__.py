@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from posterity.inference.smc.smc2 import smc2
     from posterity.inference.smc.tempering import tempering
     from posterity.models.lm.load import load
+    from posterity.models.programs import kalman
     from posterity.ppl import check
     from posterity.ppl.chunk import chunk
     from posterity.ppl.delay import delay
@@ -82,6 +83,7 @@ __all__ = [
     "in_blocks",
     "island_smc",
     "islands",
+    "kalman",
     "kernels",
     "key",
     "lift",
@@ -158,7 +160,7 @@ _HOMES = {
     "ppl.twist": ["lookahead", "twist"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = {"check": "ppl.check", "kernels": "inference.mcmc.kernels"}
+_MODULES = {"check": "ppl.check", "kalman": "models.programs.kalman", "kernels": "inference.mcmc.kernels"}
 
 
 def __getattr__(name: str) -> Any:
