@@ -132,6 +132,50 @@ def sample(name: str, belief: Gaussian, H: ArrayLike, R: ArrayLike, d: ArrayLike
     return u, _updated(belief, given, law, u, H, R)
 
 
+def smooth(beliefs: Gaussian, F: ArrayLike, Q: ArrayLike, b: ArrayLike = 0.0) -> Gaussian:
+    """The beliefs along one path of a particle, each given all that was observed and not only what came before it (Rauch, Tung and Striebel 1965).
+
+    With `posterior["path"]` of `po.ffbsi` or `po.particle_gibbs`, which draw the rest of the state given everything, this is Rao-Blackwellised
+    smoothing: the law of z at any time is the mixture of the beliefs there.
+
+    Args:
+      beliefs: in z at times 0..T, as the program had them after each observation: mean [T + 1, n], covariance [T + 1, n, n].
+      F, Q: [T, n, n] the moves between them, as given to `predict`, or [n, n] where all are the same.
+      b: [T, n], [n], or a number.
+
+    Raises:
+      ValueError: on other shapes.
+
+    >>> import jax.numpy as jnp, posterity as po
+    >>> beliefs = po.kalman.Gaussian(jnp.array([[0.0], [2.0]]), jnp.array([[[1.0]], [[0.0]]]))           # z_1 turned out to be 2,
+    >>> po.kalman.smooth(beliefs, jnp.eye(1), jnp.eye(1)).mean[0]                                       # so z_0 was about 1
+    Array([1.], dtype=float32)
+    """
+    mean, covariance = jnp.asarray(beliefs.mean, float), jnp.asarray(beliefs.covariance, float)
+    if mean.ndim != 2 or not len(mean) or covariance.shape != (*mean.shape, mean.shape[1]):
+        raise ValueError(f"kalman.smooth: beliefs must have mean [T + 1, n] and covariance [T + 1, n, n], got shapes {mean.shape} and {covariance.shape}")
+    steps, n = len(mean) - 1, mean.shape[1]
+    moves = {"F": (F, (steps, n, n)), "Q": (Q, (steps, n, n)), "b": (b, (steps, n))}
+    for name, (x, shape) in moves.items():
+        if jnp.shape(x) not in (shape, shape[1:]) and not (name == "b" and jnp.shape(x) == ()):
+            raise ValueError(f"kalman.smooth: {name} must have shape {shape} or {shape[1:]}, got {jnp.shape(x)}")
+
+    def back(later: Gaussian, now: tuple) -> tuple[Gaussian, Gaussian]:
+        belief, F, Q, b = now
+        ahead = predict(belief, F, Q, b)
+        # The pseudo-inverse: in directions in which z is known for certain there is nothing to learn.
+        gain = _dot(belief.covariance, F.T, jnp.linalg.pinv(ahead.covariance, hermitian=True))
+        left = jnp.eye(n, dtype=gain.dtype) - _dot(gain, F)
+        spread = _dot(left, belief.covariance, left.T) + _dot(gain, Q + later.covariance, gain.T)
+        smoothed = _like(belief, belief.mean + _dot(gain, later.mean - ahead.mean), spread)
+        return smoothed, smoothed
+
+    given = [jnp.broadcast_to(jnp.asarray(x, float), shape) for x, shape in moves.values()]
+    last = Gaussian(mean[-1], covariance[-1])
+    _, before = jax.lax.scan(back, last, (Gaussian(mean[:-1], covariance[:-1]), *given), reverse=True)
+    return jax.tree.map(lambda x, end: jnp.concatenate([x, end[None]]), before, last)
+
+
 def _law(given: tuple[Array, Array], H: Array, R: Array, d: Array) -> dist.MultivariateNormal:
     """Of H z + d + noise."""
     mean, covariance = given

@@ -27,6 +27,25 @@ def test_with_one_regime_every_particle_is_the_kalman_filter():
             np.testing.assert_allclose(filtered[1], covariance, rtol=0, atol=1e-10)
 
 
+def test_smoothed_beliefs_are_the_laws_given_everything():
+    model, ys, path = random_model(6, n=3, m=1), np.random.default_rng(6).normal(size=(3, 1)), np.array([1, 0, 1])
+    model = model._replace(Q=model.Q * np.array([1.0, 0.0])[:, None, None], covariance=np.diag([1.0, 0.0, 2.0]))  # singular at first
+
+    @jax.jit
+    def smoothed(model, ys):
+        beliefs = [Gaussian(model.mean, model.covariance)]
+        for regime, y in zip(path, ys):
+            belief = kalman.predict(beliefs[-1], model.F[regime], model.Q[regime], model.b[regime])
+            beliefs.append(kalman.observe("y", belief, y, model.H[regime], model.R[regime], model.d[regime]))
+        return kalman.smooth(jax.tree.map(lambda *xs: jnp.stack(xs), *beliefs), model.F[path], model.Q[path], model.b[path])
+
+    with jax.enable_x64():
+        for time, (mean, covariance) in enumerate(zip(*smoothed(on_device(model), jnp.asarray(ys)))):
+            _, expected_mean, expected_covariance = given_path(model, path, ys, time)
+            np.testing.assert_allclose(mean, expected_mean, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(covariance, expected_covariance, rtol=0, atol=1e-10)
+
+
 @po.program
 def gappy(model, ys, seen):
     """One regime; of each y only some numbers are seen."""
@@ -121,6 +140,8 @@ WRONG = {
     "NaN": (lambda: kalman.predict(Gaussian(0.0, jnp.nan), 1.0, 1.0), "the belief's covariance must be a covariance"),
     "y": (lambda: kalman.observe("y", PLANE, jnp.ones((1, 2)), jnp.eye(2), jnp.eye(2)), r"y must have shape \(2,\) or be a number, got shape \(1, 2\)"),
     "where": (lambda: kalman.observe("y", PLANE, jnp.ones(2), jnp.eye(2), jnp.eye(2), where=[True]), r"where must have shape \(\) or \(2,\), got \(1,\)"),
+    "path": (lambda: kalman.smooth(PLANE, jnp.eye(2), jnp.eye(2)), r"beliefs must have mean \[T \+ 1, n\]"),
+    "moves": (lambda: kalman.smooth(Gaussian(jnp.zeros((3, 1)), jnp.ones((3, 1, 1))), 1.0, jnp.eye(1)), r"F must have shape \(2, 1, 1\) or \(1, 1\), got \(\)"),
     "nothing drawn": (lambda: kalman.sample("u", PLANE, jnp.ones((0, 2)), jnp.ones((0, 0))), "H has no rows"),
 }
 
