@@ -117,14 +117,16 @@ def atoms(msg: Any) -> tuple[Callable[[Any], Any], Array]:
 
 def _log_table(law: dist.Distribution) -> Array | None:
     """Log probabilities [..., size] of 0, 1, .., size - 1 for the laws that most choices have: NumPyro's `log_prob` would look each one up."""
+    if isinstance(law, dist.BernoulliProbs):
+        heads = jnp.asarray(law.probs)
+        law = dist.CategoricalProbs(jnp.stack([1 - heads, heads], axis=-1))
     if isinstance(law, dist.CategoricalProbs):
-        return law.logits
+        return jnp.asarray(law.logits)
     if isinstance(law, dist.CategoricalLogits):
         return jax.nn.log_softmax(law.logits)
-    if isinstance(law, dist.BernoulliProbs):
-        return dist.CategoricalProbs(jnp.stack([1 - law.probs, jnp.asarray(law.probs)], axis=-1)).logits
     if isinstance(law, dist.BernoulliLogits):
-        return jax.nn.log_sigmoid(jnp.stack([-law.logits, jnp.asarray(law.logits)], axis=-1))
+        odds = jnp.asarray(law.logits)
+        return jax.nn.log_sigmoid(jnp.stack([-odds, odds], axis=-1))
     return None
 
 
