@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from posterity.inference.drive import Info
 from posterity.inference.smc.resampling import Ancestors, Systematic
 from posterity.ppl.effects import cond, draw, loop
-from posterity.ppl.population import Population, size_and_mass
+from posterity.ppl.population import Population, effective_sample_size
 from posterity.ppl.program import Program
 
 
@@ -72,7 +72,6 @@ def weigh(population: Population, particles: Any, log_potential: Float[Array, " 
 
     NaN and +inf count as zero, and are counted; not those of particles that are forbidden already, whose state may be anything.
     """
-    log_potential = lax.optimization_barrier(log_potential)  # else a CPU runs the model anew for each use that follows
     alive = population.log_weights > -jnp.inf
     count = lambda: jnp.sum(alive & ~(log_potential < jnp.inf), dtype=jnp.int32)  # noqa: E731
     largest = jnp.max(jnp.where(alive, log_potential, -jnp.inf))  # NaN if any is; counting costs more, so only where it is needed
@@ -117,8 +116,7 @@ def resample_below(
     copies: Callable[..., Population] = select,
 ) -> tuple[Population, Info]:
     """`resample` when the effective sample size is below `threshold * n`: adaptive resampling. `copies` is what `select` is, over devices perhaps."""
-    ess, log_mass = size_and_mass(population.log_weights)
-    log_evidence = population.log_evidence + log_mass
+    ess, log_evidence = effective_sample_size(population.log_weights), evidence(population)  # of one sum
     degenerate = (ess < threshold * population.size) & (ess > 0)
     # Two branches: what a branch gives is in memory. In one, XLA computes the ancestors anew for every leaf that is selected, at four times the cost.
     drawn = lambda p: draw(key, "ancestors", resampling(p.log_weights))  # noqa: E731

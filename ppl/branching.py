@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from posterity.ppl.script import Script
@@ -147,7 +147,7 @@ class _Stage:
         jaxpr, used = dce_jaxpr(self.jaxpr.jaxpr, [*live_out, True, True])
         if used[-2]:
             raise ValueError("enumeration: something is drawn from a random key directly; draw it by po.sample or ppl.effects.draw, where a handler can see it")
-        function = jaxpr_as_fun(ClosedJaxpr(jaxpr, self.jaxpr.consts))
+        function = jaxpr_as_fun(self.jaxpr.replace(jaxpr=jaxpr))
 
         def branch(shared, leaves, before, code):
             rest = iter(leaves)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int
 
 
@@ -36,15 +36,8 @@ def normalise(log_weights: Float[Array, " n"]) -> Float[Array, " n"]:
 
 def effective_sample_size(log_weights: Float[Array, " n"]) -> Float[Array, ""]:
     """(sum w)^2 / sum w^2 (Kong 1992), between 1 and n; 0 when every weight is zero."""
-    return size_and_mass(log_weights)[0]
-
-
-def size_and_mass(log_weights: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The effective sample size, and the log of the sum of the weights (nats; -inf when every weight is zero)."""
-    largest = _finite_max(jnp.max(log_weights))
-    w = lax.optimization_barrier(jnp.exp(log_weights - largest))  # once: exponentials would be taken anew for each sum
-    total = jnp.sum(w)
-    return total**2 / jnp.maximum(jnp.sum(w**2), jnp.finfo(w.dtype).tiny), largest + jnp.log(total)
+    w = jnp.exp(log_weights - _finite_max(jnp.max(log_weights)))
+    return jnp.sum(w) ** 2 / jnp.maximum(jnp.sum(w**2), jnp.finfo(w.dtype).tiny)
 
 
 def _finite_max(x: Array) -> Array:

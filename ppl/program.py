@@ -9,7 +9,6 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
@@ -94,7 +93,6 @@ class Particles:
     carry: list[Any]  # the scan's carry as leaves [n, ...], a component's batch state in its place; empty without scan
     time: Int[Array, ""] | Int[Array, " n"]  # steps made: one number when per-step inputs drive all particles together
     ended: Bool[Array, " n"]
-    alike: bool = struct.field(pytree_node=False, default=False)  # whether all end together, for no reason of their own
 
 
 @jax.tree_util.register_pytree_node_class
@@ -165,11 +163,9 @@ class FunctionProgram:
             choices, plain, log_potential, sources = particle_map(with_own_key(begin), (None, 0), (0, 0, 0, None))(key, jnp.arange(n))
         if not reached:
             return Particles(choices, [], jnp.zeros((), jnp.int32), jnp.ones(n, bool)), log_potential
-        (scan,), rest = reached, iter(plain)
-        carry = [next(rest) if source is None else source.spawn(n, scan.length) for source in sources]
-        driven = scan.xs is not None
-        alike = driven and scan.until is None and not any(sources)
-        return Particles(choices, carry, jnp.zeros(() if driven else n, jnp.int32), jnp.full(n, scan.length == 0), alike), log_potential
+        length, driven, rest = reached[0].length, reached[0].xs is not None, iter(plain)
+        carry = [next(rest) if source is None else source.spawn(n, length) for source in sources]
+        return Particles(choices, carry, jnp.zeros(() if driven else n, jnp.int32), jnp.full(n, length == 0)), log_potential
 
     def step(self, key: PRNGKeyArray, particles: Particles, *, where: Bool[Array, " n"] | None = None) -> tuple[Particles, Float[Array, " n"]]:
         return self.told(key, particles, where=where)[:2]
@@ -182,8 +178,7 @@ class FunctionProgram:
         together = particles.time.ndim == 0
         if where is not None and together:
             raise ValueError(f"{self.name}: particles driven by per-step inputs (xs) move together; `where` needs a scan without xs")
-        active = ~(particles.ended[0] if particles.alike else particles.ended)
-        active = active if where is None else active & where
+        active = ~particles.ended if where is None else ~particles.ended & where
 
         def one(key, choices, leaves, time, active, given):
             def at_scan(scan: Scan, sites: dict):
@@ -207,19 +202,18 @@ class FunctionProgram:
             log_potential = log_potential + jnp.where(ended, _log_potential(at_end), 0.0)
             return after, ended, jnp.where(active, log_potential, 0.0), sources, drawn, jnp.where(active, log_prior, 0.0)
 
-        batched = particle_map(with_own_key(one), (None, 0, 0, 0, None if together else 0, 0 if active.ndim else None, 0), (0, 0, 0, None, 0, 0))
+        batched = particle_map(with_own_key(one), (None, 0, 0, 0, None if together else 0, 0, 0), (0, 0, 0, None, 0, 0))
         after, ended, log_potential, sources, drawn, log_prior = batched(
-            key, jnp.arange(particles.ended.shape[0]), particles.choices, component.views(particles.carry), particles.time, active, given
+            key, jnp.arange(active.shape[0]), particles.choices, component.views(particles.carry), particles.time, active, given
         )
         carry = component.advance(particles.carry, after, sources, active)
         time = particles.time + (1 if together else active.astype(jnp.int32))
-        return replace(particles, carry=carry, time=time, ended=particles.ended | (active & ended)), log_potential, drawn, log_prior
+        return Particles(particles.choices, carry, time, particles.ended | (active & ended)), log_potential, drawn, log_prior
 
     def select(self, particles: Particles, ancestors: Int[Array, " m"]) -> Particles:
         time = particles.time[ancestors] if particles.time.ndim else particles.time
-        ended = jnp.broadcast_to(particles.ended[0], ancestors.shape) if particles.alike else particles.ended[ancestors]
         choices = jax.tree.map(lambda x: x[ancestors], particles.choices)
-        return replace(particles, choices=choices, carry=component.select(particles.carry, ancestors), time=time, ended=ended)
+        return Particles(choices, component.select(particles.carry, ancestors), time, particles.ended[ancestors])
 
     def done(self, particles: Particles) -> Bool[Array, " n"]:
         return particles.ended

@@ -50,12 +50,14 @@ def quotas(log_weights: Float[Array, " n"], axis: Axis = ()) -> Quotas:
     total = part + fixed(more - jnp.floor(more))
     whole = whole.astype(jnp.int32) + jnp.floor(more).astype(jnp.int32) + (total < part)
     numbers = lax.axis_index(axis) * here + jnp.arange(here, dtype=jnp.int32)
-    heaviest = numbers == lax.pmin(jnp.min(jnp.where(weights == 1, numbers, n - 1)), axis)
+    heaviest = lax.pmin(jnp.min(jnp.where(weights == 1, numbers, n - 1)), axis) - numbers[0]
+    heaviest = jnp.where((heaviest >= 0) & (heaviest < here), heaviest, here)  # beyond the last where another device has it
     rounding = -lax.psum(jnp.sum(total, dtype=bits), axis)  # small, of either sign, modulo one copy
-    after = total + jnp.where(heaviest, rounding, 0)  # an update of one element would be fused into what reads it, and take longer than all else
+    before = total[heaviest]
+    after = before + rounding
     up = rounding >> (8 * bits.itemsize - 1) == 0
-    carry = jnp.where(up, (after < total).astype(jnp.int32), -(after > total).astype(jnp.int32))
-    return Quotas(whole + carry, after)
+    carry = jnp.where(up, (after < before).astype(jnp.int32), -(after > before).astype(jnp.int32))
+    return Quotas(whole.at[heaviest].add(carry), total.at[heaviest].set(after))
 
 
 def relative(log_weights: Float[Array, " n"], axis: Axis = ()) -> Float[Array, " n"]:
