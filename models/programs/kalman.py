@@ -194,7 +194,7 @@ def _dot(*factors: Array) -> Array:
     """The product of matrices, or of a matrix and a vector, in full precision: by default accelerators round what they multiply to ten bits."""
 
     def product(A: Array, B: Array) -> Array:
-        if 4 <= max(*A.shape, *B.shape) <= 7:  # XLA's product of many such small ones takes a CPU ten times as long (10,000 of 4 x 4: 5 ms)
+        if 4 <= max(*A.shape, *B.shape) <= 7:  # many such small ones take XLA's product longer, on a CPU
             return jnp.sum(A[..., None] * B, axis=1) if B.ndim == 2 else jnp.sum(A * B, axis=1)
         return jnp.matmul(A, B, precision="highest")
 

@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 import pytest
 
 import posterity as po
-from posterity.tests.fixtures.references import walk
+from posterity.tests.fixtures.references import constant, walk
 
 pytestmark = pytest.mark.slow
 
@@ -187,24 +187,13 @@ def height(ys):
     return x
 
 
-@po.program
-def drift(ys):
-    x = po.sample("x", dist.Normal(0.0, 1.0))
-
-    def step(x, y):
-        po.observe("y", dist.Normal(x, 0.5), y)
-        return x
-
-    return po.scan(step, x, ys)
-
-
 KEEPING = {
     "smc": partial(po.smc, program=walk(YS)),
     "importance": partial(po.importance, program=walk(YS)),
     "branching_smc": partial(po.branching_smc, program=walk(YS)),
     "paris": partial(po.paris, program=walk(YS), functional=lambda t, before, after: (after - before) ** 2),
     "resample_move": partial(po.resample_move, program=walk(YS)),
-    "ibis": partial(po.ibis, program=drift(YS), moves=1, kernel=po.kernels.prior()),
+    "ibis": partial(po.ibis, program=constant(YS), moves=1, kernel=po.kernels.prior()),
     "tempering": partial(po.tempering, program=height(YS), ess=0.9, moves=1, kernel=po.kernels.prior()),
     "smc2": partial(po.smc2, parameters=dist.Normal(0.0, 1.0), model=lambda _: walk.bind(YS), inner=2),
     "sharded_smc": partial(po.sharded_smc, program=walk(YS), mesh=jax.make_mesh((1,), ("particles",))),
