@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from posterity.models.lm.config import LlamaConfig
-from posterity.models.lm.llama import Llama
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder
 
 
 class Names(NamedTuple):
@@ -40,10 +40,10 @@ class Blueprint(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
 
 
-def blueprint(config: LlamaConfig, names: Names) -> Blueprint:
+def blueprint(config: DecoderConfig, names: Names) -> Blueprint:
     """What a file must hold for a decoder of this shape; nothing is allocated."""
     # Layers are alike: one is traced and copied, as tracing 30 takes more than a second.
-    decoder = nnx.eval_shape(lambda: Llama(dataclasses.replace(config, num_layers=1), rngs=nnx.Rngs(0)))
+    decoder = nnx.eval_shape(lambda: Decoder(dataclasses.replace(config, num_layers=1), rngs=nnx.Rngs(0)))
     decoder.config = decoder.layers[0].config = config
     decoder.layers = nnx.List([nnx.clone(decoder.layers[0]) for _ in range(config.num_layers)])
     graph, state = nnx.split(decoder)
@@ -53,7 +53,7 @@ def blueprint(config: LlamaConfig, names: Names) -> Blueprint:
     return Blueprint(graph, paths, shapes)
 
 
-def assemble(where: Path, plan: Blueprint, read: Callable[[str], np.ndarray]) -> Llama:
+def assemble(where: Path, plan: Blueprint, read: Callable[[str], np.ndarray]) -> Decoder:
     """The decoder, in float32, whose parameters `read(name)` returns in the shapes of the plan. Raises ValueError for weights that are not finite."""
     flat = []
     for name, path in plan.paths.items():
@@ -65,7 +65,7 @@ def assemble(where: Path, plan: Blueprint, read: Callable[[str], np.ndarray]) ->
     return nnx.merge(plan.graph, nnx.from_flat_state(flat))
 
 
-def arrays(decoder: Llama, names: Names) -> Iterator[tuple[str, np.ndarray]]:
+def arrays(decoder: Decoder, names: Names) -> Iterator[tuple[str, np.ndarray]]:
     """Every parameter of a decoder by its name in a file, in the file's layout."""
     for path, parameter in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
         yield names.of(path), np.ascontiguousarray(_stored(path, np.asarray(parameter[...])))
@@ -83,7 +83,7 @@ def check_shapes(where: Path, found: Mapping[str, tuple[int, ...]], expected: Ma
         raise ValueError(f"{where}: {len(extra)} tensors that this architecture does not have: {shown}")
 
 
-def check_layers(where: Path, config: LlamaConfig, tensors: int) -> None:
+def check_layers(where: Path, config: DecoderConfig, tensors: int) -> None:
     """Raises ValueError when a file cannot hold as many layers as its configuration says (before anything is laid out for them)."""
     if config.num_layers > tensors:
         raise ValueError(f"{where}: its configuration says {config.num_layers} layers, but there are only {tensors} tensors")

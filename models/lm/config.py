@@ -5,7 +5,7 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
+class DecoderConfig:
     """Shape and constants of a decoder. Hashable, so it is a static part of every program that holds the model.
 
     `rope_layout` says which pairs of channels RoPE rotates together: `"half"` pairs i with i + D/2 (Hugging Face
@@ -30,10 +30,10 @@ class LlamaConfig:
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "context_length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"LlamaConfig: {name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"DecoderConfig: {name} must be at least 1, got {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"LlamaConfig: num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+            raise ValueError(f"DecoderConfig: num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.head_dim % 2:
-            raise ValueError(f"LlamaConfig: RoPE needs an even head_dim, got {self.head_dim}")
+            raise ValueError(f"DecoderConfig: RoPE needs an even head_dim, got {self.head_dim}")
         if self.rope_layout not in ("half", "interleaved"):
-            raise ValueError(f"LlamaConfig: rope_layout must be 'half' or 'interleaved', got {self.rope_layout!r}")
+            raise ValueError(f"DecoderConfig: rope_layout must be 'half' or 'interleaved', got {self.rope_layout!r}")

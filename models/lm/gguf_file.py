@@ -13,8 +13,8 @@ from gguf.gguf_reader import ReaderField, ReaderTensor
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 
 from posterity.models.lm import checkpoint
-from posterity.models.lm.config import LlamaConfig
-from posterity.models.lm.llama import Llama
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder
 from posterity.models.lm.tokenizer import Tokenizer
 
 # The converter of `llama` checkpoints interleaves the channels of queries and keys; that of `qwen2` leaves them.
@@ -41,7 +41,7 @@ NAMES = checkpoint.Names(
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
-def load(path: str | Path) -> tuple[Llama, Tokenizer]:
+def load(path: str | Path) -> tuple[Decoder, Tokenizer]:
     """The decoder, in float32, and the tokenizer of a GGUF file.
 
     Sizes and shapes are checked before any weight is read. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -98,7 +98,7 @@ class Metadata:
         return value
 
 
-def read_config(metadata: Metadata, tensors: Mapping[str, ReaderTensor]) -> LlamaConfig:
+def read_config(metadata: Metadata, tensors: Mapping[str, ReaderTensor]) -> DecoderConfig:
     """The decoder that a file's metadata describe.
 
     Raises:
@@ -122,7 +122,7 @@ def read_config(metadata: Metadata, tensors: Mapping[str, ReaderTensor]) -> Llam
         if (other := metadata.whole(key(name), size)) != size:
             raise ValueError(f"{metadata.path}: {key(name)} = {other} is not supported where heads have {size} channels")
     try:
-        return LlamaConfig(
+        return DecoderConfig(
             vocab_size=metadata.whole(key("vocab_size"), len(metadata.many("tokenizer.ggml.tokens", str))),
             hidden_size=hidden,
             intermediate_size=metadata.whole(key("feed_forward_length")),
@@ -141,7 +141,7 @@ def read_config(metadata: Metadata, tensors: Mapping[str, ReaderTensor]) -> Llam
         raise ValueError(str(error) if str(error).startswith(str(metadata.path)) else f"{metadata.path}: {error}") from None
 
 
-def read_tokenizer(metadata: Metadata, config: LlamaConfig) -> Tokenizer:
+def read_tokenizer(metadata: Metadata, config: DecoderConfig) -> Tokenizer:
     """The byte-level BPE tokenizer of a file.
 
     Raises:
@@ -239,7 +239,7 @@ def _open(path: Path) -> GGUFReader:
     return reader
 
 
-def _read_weights(path: Path, config: LlamaConfig, tensors: Mapping[str, ReaderTensor]) -> Llama:
+def _read_weights(path: Path, config: DecoderConfig, tensors: Mapping[str, ReaderTensor]) -> Decoder:
     for tensor in tensors.values():
         if tensor.tensor_type.name not in QUANTISATIONS:
             raise ValueError(f"{path}: tensor {tensor.name} is of type {tensor.tensor_type.name}; supported are {', '.join(QUANTISATIONS)}")

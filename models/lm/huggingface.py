@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from posterity.models.lm import checkpoint
-from posterity.models.lm.config import LlamaConfig
-from posterity.models.lm.llama import Llama
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder
 from posterity.models.lm.tokenizer import Tokenizer
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
@@ -34,7 +34,7 @@ NAMES = checkpoint.Names(
 )
 
 
-def load(directory: str | Path) -> tuple[Llama, Tokenizer]:
+def load(directory: str | Path) -> tuple[Decoder, Tokenizer]:
     """The decoder, in float32, and the tokenizer of a model directory.
 
     Names and shapes are checked before any weight is read.
@@ -53,7 +53,7 @@ def load(directory: str | Path) -> tuple[Llama, Tokenizer]:
     return _load_weights(directory, config), tokenizer
 
 
-def save(directory: str | Path, decoder: Llama, tokenizer: Tokenizer) -> None:
+def save(directory: str | Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
     """Writes a model directory that `load`, and `transformers`, can read. Weights keep their type; RoPE is always of the half layout on disk."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def save(directory: str | Path, decoder: Llama, tokenizer: Tokenizer) -> None:
     _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | {k: v for k, v in kept.items() if v is not None})
 
 
-def read_config(settings: dict, where: Path) -> LlamaConfig:
+def read_config(settings: dict, where: Path) -> DecoderConfig:
     """The decoder that a config.json, read from `where`, describes.
 
     Raises:
@@ -115,7 +115,7 @@ def read_config(settings: dict, where: Path) -> LlamaConfig:
 
     heads = whole("num_attention_heads")
     try:
-        return LlamaConfig(
+        return DecoderConfig(
             vocab_size=whole("vocab_size"),
             hidden_size=whole("hidden_size"),
             intermediate_size=whole("intermediate_size"),
@@ -133,7 +133,7 @@ def read_config(settings: dict, where: Path) -> LlamaConfig:
         raise ValueError(f"{where}: {error}" if not str(error).startswith(str(where)) else str(error)) from None
 
 
-def _settings(config: LlamaConfig, tokenizer: Tokenizer) -> dict:
+def _settings(config: DecoderConfig, tokenizer: Tokenizer) -> dict:
     ends = list(tokenizer.end_ids)
     start = tokenizer.backend.token_to_id(tokenizer.bos_token) if tokenizer.bos_token else None
     return {
@@ -156,7 +156,7 @@ def _settings(config: LlamaConfig, tokenizer: Tokenizer) -> dict:
     }
 
 
-def _load_weights(directory: Path, config: LlamaConfig) -> Llama:
+def _load_weights(directory: Path, config: DecoderConfig) -> Decoder:
     """The decoder from the safetensors files of a directory, shapes first."""
     handles, place, found = {}, {}, {}
     for file in _weight_files(directory):
@@ -200,7 +200,7 @@ def _weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def _load_tokenizer(directory: Path, settings: dict, config: LlamaConfig) -> Tokenizer:
+def _load_tokenizer(directory: Path, settings: dict, config: DecoderConfig) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; other tokenizer formats are not supported")

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx, struct
 from jax import Array
 
-from posterity.models.lm.config import LlamaConfig
-from posterity.models.lm.llama import Llama
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder
 from posterity.models.lm.text import Text, TextSource
 from posterity.models.lm.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ class LanguageModel:
     extract: Callable[[str], str] = struct.field(pytree_node=False, default=str.strip)  # the answer in a generated text
 
     @classmethod
-    def of(cls, decoder: Llama, tokenizer: Tokenizer, name: str, extract: Callable[[str], str] = str.strip) -> Self:
+    def of(cls, decoder: Decoder, tokenizer: Tokenizer, name: str, extract: Callable[[str], str] = str.strip) -> Self:
         """A language model of a decoder and the tokenizer it was trained with.
 
         Raises:
@@ -52,11 +52,11 @@ class LanguageModel:
         return f"LanguageModel({self.name!r}, {self.parameters:,} parameters, {self.config.vocab_size:,} tokens)"
 
     @property
-    def decoder(self) -> Llama:
+    def decoder(self) -> Decoder:
         return nnx.merge(self.graph, self.weights)
 
     @property
-    def config(self) -> LlamaConfig:
+    def config(self) -> DecoderConfig:
         return self.decoder.config
 
     @property

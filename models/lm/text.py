@@ -17,7 +17,7 @@ from jax import Array
 from jax.core import Tracer
 from numpyro.distributions import constraints
 
-from posterity.models.lm.llama import KeysValues
+from posterity.models.lm.decoder import KeysValues
 from posterity.models.lm.tokenizer import Tokenizer
 from posterity.ppl import component
 from posterity.ppl.posterior import Answer

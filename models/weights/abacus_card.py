@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posterity.models.lm.config import LlamaConfig
+from posterity.models.lm.config import DecoderConfig
 from posterity.models.programs.arithmetic import LARGEST, LEVELS, MAX_EXPRESSION, MAX_OPERATIONS, Level
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ Training loss, in nats a character (mean since the row before):
 
 
 def card(
-    config: LlamaConfig,
+    config: DecoderConfig,
     parameters: int,
     size: int,
     record: Mapping,

@@ -20,8 +20,8 @@ from flax import nnx
 from jax import Array
 
 from posterity.models.lm import huggingface
-from posterity.models.lm.config import LlamaConfig
-from posterity.models.lm.llama import KeysValues, Llama
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder, KeysValues
 from posterity.models.lm.tokenizer import Tokenizer
 from posterity.models.programs.arithmetic import LEVELS, check, is_held_out, random_prompt, trace
 from posterity.models.weights.abacus_card import card, plot_loss
@@ -67,7 +67,7 @@ def main(
     directory.with_name(f"{directory.name}.md").write_text(text, encoding="utf-8")
 
 
-def accuracy(decoder: Llama, tokenizer: Tokenizer, *, level: int, count: int, seed: int) -> Accuracy:
+def accuracy(decoder: Decoder, tokenizer: Tokenizer, *, level: int, count: int, seed: int) -> Accuracy:
     """Single-sample accuracy over `count` problems of a level that training left out (any problems of level 1, see `unseen_prompts`)."""
     prompts = unseen_prompts(seed, level, count)
     texts = sample_texts(jax.random.key(seed), decoder, tokenizer, prompts)
@@ -84,14 +84,14 @@ def unseen_prompts(seed: int, level: int, count: int) -> list[str]:
     return prompts
 
 
-def examples(decoder: Llama, tokenizer: Tokenizer, seed: int) -> list[tuple[str, str | None, bool]]:
+def examples(decoder: Decoder, tokenizer: Tokenizer, seed: int) -> list[tuple[str, str | None, bool]]:
     """One sample for one problem of every level: prompt, text, and whether it is right."""
     prompts = [unseen_prompts(seed + 1, level, 1)[0] for level in LEVELS]
     texts = sample_texts(jax.random.key(seed + 1), decoder, tokenizer, prompts)
     return [(prompt, text, text is not None and all(check(prompt, text))) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def sample_texts(key: Array, decoder: Llama, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str | None]:
+def sample_texts(key: Array, decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str | None]:
     """One solution of every prompt, sampled token by token at temperature 1; None where no end token came while the text could still be right."""
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     forced = np.full((len(ids), max(longest_text(prompt) for prompt in prompts)), -1, np.int32)
@@ -132,7 +132,7 @@ def _continue(graph: nnx.GraphDef, weights: nnx.State, key: Array, forced: Array
     return tokens.T
 
 
-def _cache(config: LlamaConfig, n: int, length: int) -> KeysValues:
+def _cache(config: DecoderConfig, n: int, length: int) -> KeysValues:
     empty = jnp.zeros((n, length, config.num_kv_heads, config.head_dim))
     return KeysValues(empty, empty)
 

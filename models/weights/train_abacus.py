@@ -29,14 +29,14 @@ from flax import nnx
 from jax import Array
 
 from posterity.models.lm import huggingface
-from posterity.models.lm.config import LlamaConfig
-from posterity.models.lm.llama import Llama
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder
 from posterity.models.lm.tokenizer import Tokenizer
 from posterity.models.programs.arithmetic import CHARACTERS, LEVELS, Level, is_held_out, random_prompt, trace
 from posterity.models.weights import evaluate_abacus
 
 END = len(CHARACTERS)  # the id of the end token; a character's id is its place in CHARACTERS
-CONFIG = LlamaConfig(
+CONFIG = DecoderConfig(
     vocab_size=len(CHARACTERS) + 1, hidden_size=128, intermediate_size=352, num_layers=5, num_heads=4, num_kv_heads=4, head_dim=32, context_length=192
 )
 # Single operations on larger numbers are what the longer problems fail at, and short: almost half of all problems.
@@ -74,9 +74,9 @@ def main(
     evaluate_abacus.main(out, count=1000, seed=1)
 
 
-def train(minutes: float, seed: int, out: Path, save_every: float, clock: Callable[[], float] = time.perf_counter) -> tuple[Llama, dict]:
+def train(minutes: float, seed: int, out: Path, save_every: float, clock: Callable[[], float] = time.perf_counter) -> tuple[Decoder, dict]:
     """The trained decoder and a record of the run. `clock` counts seconds."""
-    graph, weights = nnx.split(Llama(CONFIG, rngs=nnx.Rngs(seed)))
+    graph, weights = nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(seed)))
     optimizer = optimizer_of(weights)
     state, update = optimizer.init(weights), update_of(graph, optimizer)
     start, reported, saved, losses, curve, tokens, texts = clock(), 0.0, 0.0, [], [], 0, 0
@@ -101,7 +101,7 @@ def train(minutes: float, seed: int, out: Path, save_every: float, clock: Callab
     raise AssertionError("batches never end")
 
 
-def save(decoder: Llama, record: dict, out: Path) -> None:
+def save(decoder: Decoder, record: dict, out: Path) -> None:
     """Writes the model directory and, beside the weights, the record of their training."""
     huggingface.save(out, decoder, tokenizer())
     settings = {"mixture": list(MIXTURE.items()), "batch_tokens": BATCH_TOKENS, "peak_muon": PEAK_MUON, "peak_adam": PEAK_ADAM, "warmup": WARMUP}
@@ -137,7 +137,7 @@ def update_of(graph, optimizer):
     return update
 
 
-def loss_of(decoder: Llama, batch: Batch) -> Array:
+def loss_of(decoder: Decoder, batch: Batch) -> Array:
     """Mean cross-entropy of the characters after the prompt, nats."""
     hidden, _ = decoder(jnp.asarray(batch.tokens[:, :-1]))
     losses = optax.softmax_cross_entropy_with_integer_labels(decoder.logits(hidden), batch.tokens[:, 1:])

@@ -10,8 +10,8 @@ from flax import nnx
 from posterity.cli import running
 from posterity.cli.app import main
 from posterity.models.lm import huggingface
-from posterity.models.lm.config import LlamaConfig
-from posterity.models.lm.llama import Llama
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder
 from posterity.models.weights.train_abacus import tokenizer
 
 EXECUTABLES: dict[tuple, running.Executable] = {}
@@ -52,9 +52,9 @@ def posterity(capsys, monkeypatch) -> Callable[..., Result]:
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> str:
     """A model of arithmetic's characters that knows nothing, as `--model` takes it."""
-    config = LlamaConfig(
+    config = DecoderConfig(
         vocab_size=tokenizer().vocab_size, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, context_length=96
     )
     folder = tmp_path_factory.mktemp("models") / "random"
-    huggingface.save(folder, Llama(config, rngs=nnx.Rngs(0)), tokenizer())
+    huggingface.save(folder, Decoder(config, rngs=nnx.Rngs(0)), tokenizer())
     return f"hf:{folder}"

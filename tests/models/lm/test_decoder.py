@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from posterity.models.lm import gguf_file, huggingface
-from posterity.models.lm.config import LlamaConfig
-from posterity.models.lm.llama import KeysValues, Llama, rotate
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder, KeysValues, rotate
 from posterity.tests.fixtures.tiny_llama import Shape, log_probs, random_tensors, write_gguf, write_huggingface
 
 CHECKPOINTS = {
@@ -21,7 +21,7 @@ TOKENS = [1, 250, 7, 7, 33, 120, 299, 0, 64, 5, 18]
 
 
 @pytest.fixture(params=CHECKPOINTS, scope="module")
-def checkpoint(request, tmp_path_factory) -> tuple[Llama, Shape]:
+def checkpoint(request, tmp_path_factory) -> tuple[Decoder, Shape]:
     form, shape = CHECKPOINTS[request.param]
     place, tensors = tmp_path_factory.mktemp("checkpoint"), random_tensors(shape)
     if form == "huggingface":
@@ -30,13 +30,13 @@ def checkpoint(request, tmp_path_factory) -> tuple[Llama, Shape]:
 
 
 @nnx.jit
-def whole(decoder: Llama, tokens: jax.Array) -> tuple[jax.Array, list[KeysValues]]:
+def whole(decoder: Decoder, tokens: jax.Array) -> tuple[jax.Array, list[KeysValues]]:
     hidden, kept = decoder(tokens)
     return jax.nn.log_softmax(decoder.logits(hidden)), kept
 
 
 @nnx.jit
-def one_more(decoder: Llama, token, prompt, prompt_length, suffix, lengths) -> tuple[jax.Array, list[KeysValues]]:
+def one_more(decoder: Decoder, token, prompt, prompt_length, suffix, lengths) -> tuple[jax.Array, list[KeysValues]]:
     hidden, suffix = decoder.decode(token, prompt, prompt_length, suffix, lengths)
     return jax.nn.log_softmax(decoder.logits(hidden)), suffix
 
@@ -79,7 +79,7 @@ def test_decoding_does_not_depend_on_what_a_prompt_is_padded_with(checkpoint):
 
 
 def test_the_layouts_of_rope_differ_only_in_the_order_of_channels():
-    half, interleaved = (LlamaConfig(4, 8, 8, 1, 1, 1, 8, 64, rope_layout=layout) for layout in ("half", "interleaved"))
+    half, interleaved = (DecoderConfig(4, 8, 8, 1, 1, 1, 8, 64, rope_layout=layout) for layout in ("half", "interleaved"))
     x, positions = jnp.arange(24.0).reshape(1, 3, 1, 8), jnp.array([0, 1, 30])
     order = np.array([0, 4, 1, 5, 2, 6, 3, 7])
     np.testing.assert_allclose(rotate(x, positions, half)[..., order], rotate(x[..., order], positions, interleaved), rtol=1e-6)

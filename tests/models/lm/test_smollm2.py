@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from posterity.models.lm import gguf_file
-from posterity.models.lm.llama import KeysValues
+from posterity.models.lm.decoder import KeysValues
 from posterity.tests.fixtures.smollm2_texts import CHAT, TEXT, digest, varied_lines
 
 pytestmark = pytest.mark.smollm2

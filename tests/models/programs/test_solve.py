@@ -6,9 +6,9 @@ import pytest
 from flax import nnx
 
 import posterity as po
-from posterity.models.lm.config import LlamaConfig
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder
 from posterity.models.lm.language_model import LanguageModel
-from posterity.models.lm.llama import Llama
 from posterity.models.programs.solve import solve
 
 
@@ -16,8 +16,8 @@ from posterity.models.programs.solve import solve
 def cramped():
     """A model of arithmetic's characters whose context holds sixteen tokens."""
     tokenizer = po.load("abacus").tokenizer
-    config = LlamaConfig(tokenizer.vocab_size, 16, 16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, context_length=16)
-    return LanguageModel.of(Llama(config, rngs=nnx.Rngs(0)), tokenizer, "cramped")
+    config = DecoderConfig(tokenizer.vocab_size, 16, 16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, context_length=16)
+    return LanguageModel.of(Decoder(config, rngs=nnx.Rngs(0)), tokenizer, "cramped")
 
 
 def test_a_text_that_stops_for_want_of_room_is_no_solution(cramped):

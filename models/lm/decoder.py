@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from posterity.models.lm.config import LlamaConfig
+from posterity.models.lm.config import DecoderConfig
 
 
 class KeysValues(NamedTuple):
@@ -21,10 +21,10 @@ class KeysValues(NamedTuple):
     values: Array
 
 
-class Llama(nnx.Module):
-    """A decoder; `Llama(config, rngs=nnx.Rngs(seed))` draws fresh weights (normal, sd 0.02)."""
+class Decoder(nnx.Module):
+    """A decoder; `Decoder(config, rngs=nnx.Rngs(seed))` draws fresh weights (normal, sd 0.02)."""
 
-    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
         self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_layers)])
@@ -72,7 +72,7 @@ class Llama(nnx.Module):
 class Layer(nnx.Module):
     """Attention and a gated feed-forward network, each behind its RMSNorm."""
 
-    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         hidden, heads, kv_heads, size = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         self.attention_norm = nnx.RMSNorm(hidden, epsilon=config.norm_epsilon, rngs=rngs)
@@ -103,7 +103,7 @@ def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False) ->
     return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
 
-def rotate(x: Array, positions: Array, config: LlamaConfig) -> Array:
+def rotate(x: Array, positions: Array, config: DecoderConfig) -> Array:
     """Rotary position embedding (Su et al. 2021) of x [n, t, heads, size] at positions [t] or [n, t]."""
     size = x.shape[-1]
     frequency = config.rope_theta ** (-jnp.arange(0, size, 2) / size)
