@@ -358,14 +358,21 @@ def main() -> None:
     )
     arguments.add_argument("--growth-steps", type=int, nargs="+", default=[100, 200, 500, 1_000, 2_000], help="numbers of steps, of 10^4 particles")
     arguments.add_argument("--folder", type=Path, help="where to write particles.json and particles.png")
+    arguments.add_argument("--cores", type=int, help="use so many processor cores only (Linux); with one, CPU seconds are work and not threads waiting")
     options = arguments.parse_args()
+    if options.cores is not None:
+        allowed = sorted(os.sched_getaffinity(0))
+        if not 1 <= options.cores <= len(allowed):
+            arguments.error(f"--cores must be from 1 to {len(allowed)}, got {options.cores}")
+        os.sched_setaffinity(0, allowed[: options.cores])
     if min(len(options.growth_n), len(options.growth_steps)) < 2:
         arguments.error("--growth-n and --growth-steps: a slope needs two numbers at least")
     here = Path(__file__).resolve().parent
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != here]  # there this file is called like a peer
     jax.config.update("jax_enable_compilation_cache", False)
     chosen = {name: build for name, (library, build) in FILTERS.items() if name in options.only and available(library)}
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, JAX {jax.__version__} on {jax.devices()[0].device_kind}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = f"{platform.processor() or platform.machine()}, cores: {cores}, JAX {jax.__version__} on {jax.devices()[0].device_kind}"
     print(f"{machine}; {options.steps} steps, {options.repeats} runs of each")
 
     ys, clock, rate = simulate(options.steps), "cpu" if on_cpu() else "wall", copy_rate()
