@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posterity.inference.checkpoint import Checkpoint
+    from posterity.inference.enumeration import check
+    from posterity.inference.enumeration.exact import exact
+    from posterity.inference.enumeration.measure import Measure
     from posterity.inference.mcmc import kernels
     from posterity.inference.mcmc.chain import Chain
     from posterity.inference.mcmc.particle_gibbs import particle_gibbs, pimh
     from posterity.inference.mcmc.pmmh import pmmh
+    from posterity.inference.recorded import recorded
+    from posterity.inference.retraced import retraced
     from posterity.inference.scale.in_blocks import in_blocks
     from posterity.inference.scale.islands import island_smc, islands
     from posterity.inference.scale.sharded import communication, sharded_smc
@@ -27,16 +32,13 @@ if TYPE_CHECKING:
     from posterity.inference.smc.tempering import tempering
     from posterity.models.lm.load import load
     from posterity.models.programs import kalman
-    from posterity.ppl import check
     from posterity.ppl.chunk import chunk
     from posterity.ppl.delay import delay
     from posterity.ppl.describe import describe, trace
     from posterity.ppl.effects import factor, observe, sample, scan
     from posterity.ppl.embed import embed, key
-    from posterity.ppl.exact import exact
     from posterity.ppl.intervene import condition, do, lift
     from posterity.ppl.marginalise import marginalise
-    from posterity.ppl.measure import Measure
     from posterity.ppl.mixture import mixture
     from posterity.ppl.population import Population
     from posterity.ppl.posterior import Posterior
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
     from posterity.ppl.program import Program, program
     from posterity.ppl.propose import adapt, propose
     from posterity.ppl.queries import Weighted, query
-    from posterity.ppl.recorded import recorded
-    from posterity.ppl.retraced import retraced
     from posterity.ppl.temper import temper
     from posterity.ppl.twist import lookahead, twist
 
@@ -118,9 +118,13 @@ __all__ = [
 # Names are imported when they are first used (PEP 562): importing JAX takes seconds, and `posterity --help` needs none of it.
 _HOMES = {
     "inference.checkpoint": ["Checkpoint"],
+    "inference.enumeration.exact": ["exact"],
+    "inference.enumeration.measure": ["Measure"],
     "inference.mcmc.chain": ["Chain"],
     "inference.mcmc.particle_gibbs": ["particle_gibbs", "pimh"],
     "inference.mcmc.pmmh": ["pmmh"],
+    "inference.recorded": ["recorded"],
+    "inference.retraced": ["retraced"],
     "inference.scale.in_blocks": ["in_blocks"],
     "inference.scale.islands": ["island_smc", "islands"],
     "inference.scale.sharded": ["communication", "sharded_smc"],
@@ -143,10 +147,8 @@ _HOMES = {
     "ppl.describe": ["describe", "trace"],
     "ppl.effects": ["factor", "observe", "sample", "scan"],
     "ppl.embed": ["embed", "key"],
-    "ppl.exact": ["exact"],
     "ppl.intervene": ["condition", "do", "lift"],
     "ppl.marginalise": ["marginalise"],
-    "ppl.measure": ["Measure"],
     "ppl.mixture": ["mixture"],
     "ppl.population": ["Population"],
     "ppl.posterior": ["Posterior"],
@@ -154,13 +156,11 @@ _HOMES = {
     "ppl.program": ["Program", "program"],
     "ppl.propose": ["adapt", "propose"],
     "ppl.queries": ["Weighted", "query"],
-    "ppl.recorded": ["recorded"],
-    "ppl.retraced": ["retraced"],
     "ppl.temper": ["temper"],
     "ppl.twist": ["lookahead", "twist"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = {"check": "ppl.check", "kalman": "models.programs.kalman", "kernels": "inference.mcmc.kernels"}
+_MODULES = {"check": "inference.enumeration.check", "kalman": "models.programs.kalman", "kernels": "inference.mcmc.kernels"}
 
 
 def __getattr__(name: str) -> Any:

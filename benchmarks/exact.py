@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 import posterity as po
-from posterity.ppl.outcomes import outcomes
+from posterity.inference.enumeration.outcomes import outcomes
 
 REPEATS = 5
 

@@ -15,7 +15,8 @@ from numpyro.primitives import Messenger
 
 from posterity.ppl import component
 
-_LIBRARIES = ("jax", "jaxlib", "numpyro", "numpy", "flax", "contextlib", "functools", "posterity.ppl", "posterity.inference")
+_LIBRARIES = ("jax", "jaxlib", "numpyro", "numpy", "flax", "contextlib", "functools")
+_OURS = ("posterity.ppl", "posterity.inference", "posterity.models.programs.kalman")
 
 
 class Located(Messenger):
@@ -112,7 +113,7 @@ def _user_line(frames: Iterable[tuple[FrameType, int]]) -> traceback.FrameSummar
     """The first of these frames, innermost first, that is neither ours nor a library's."""
     for frame, number in frames:
         module = f"{frame.f_globals.get('__name__', '')}."
-        if not module.startswith(tuple(f"{library}." for library in _LIBRARIES)):
+        if not module.startswith(tuple(f"{library}." for library in _LIBRARIES + _OURS)):
             return traceback.FrameSummary(frame.f_code.co_filename, number, frame.f_code.co_name, lookup_line=False)
     return None
 

@@ -16,10 +16,10 @@ from jax import Array
 from numpyro import handlers
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from posterity.ppl import script
 from posterity.ppl.effects import SCAN, Scan
 from posterity.ppl.errors import log_density
 from posterity.ppl.program import Definition, FunctionProgram
+from posterity.ppl.support import atoms as atoms_of
 from posterity.ppl.transform import bound
 
 
@@ -220,7 +220,7 @@ def atoms(msg: Any) -> tuple[Any, Array]:
     Raises:
       ValueError: when it has no finite support, or is a batch of choices.
     """
-    values, log_probs = script.atoms(msg)
+    values, log_probs = atoms_of(msg)
     size, draws = log_probs.shape
     if draws != 1:
         raise ValueError(f"{msg['name']!r} is a batch of {draws} choices; write them as separate choices")

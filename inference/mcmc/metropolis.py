@@ -6,8 +6,8 @@ import numpyro.distributions as dist
 from jax import Array
 
 from posterity.inference.blocks import Moved
+from posterity.inference.recorded import Recorded, Trajectory, at
 from posterity.ppl.effects import draw, loop
-from posterity.ppl.recorded import Recorded, Trajectory, at
 
 
 def suffix_mh(key: Array, program: Recorded, particles: Trajectory, *, time: Array | int | None = None) -> tuple[Trajectory, Moved]:

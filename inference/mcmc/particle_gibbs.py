@@ -17,13 +17,13 @@ from posterity.inference.drive import check_counts, check_key
 from posterity.inference.mcmc.chain import Chain, chain
 from posterity.inference.mcmc.metropolis import accept, log_potential
 from posterity.inference.mcmc.pmmh import pmmh
+from posterity.inference.recorded import Recorded, Trajectory, recorded
+from posterity.inference.retraced import retraced
 from posterity.inference.smc import conditional
 from posterity.inference.smc.backward import smoothed
 from posterity.inference.smc.resampling import Ancestors
 from posterity.ppl.effects import draw, isolated, particle_map
 from posterity.ppl.program import Program, as_program, program
-from posterity.ppl.recorded import Recorded, Trajectory, recorded
-from posterity.ppl.retraced import retraced
 
 
 def particle_gibbs(

@@ -12,12 +12,12 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.drive import Generations, check_counts, check_key
+from posterity.inference.retraced import Retraced, Told, go_on, lasting, retraced
 from posterity.inference.smc.resampling import Ancestors
 from posterity.inference.smc.smc import smc
 from posterity.ppl.effects import draw, followed, isolated, loop, particle_map
 from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program, choices_of
-from posterity.ppl.retraced import Retraced, Told, go_on, lasting, retraced
 from posterity.ppl.transform import times
 
 
@@ -89,7 +89,7 @@ def backward_simulation(key: PRNGKeyArray, program: Retraced, posterior: Posteri
     The last state is drawn by its weight; then, from the last step to the first, the particle before by its weight times the density with
     which the program goes on from it with the choices made since, potentials included. Where states forget what they came from that is one
     transition; in general it is the whole rest of the trajectory, run again from every particle until all agree in what is to come
-    (`ppl.retraced.lasting`): length times the cost, for a program whose states hold all their past and use it.
+    (`inference.retraced.lasting`): length times the cost, for a program whose states hold all their past and use it.
 
     Args:
       key: a `jax.random.key`.

@@ -9,12 +9,12 @@ from jaxtyping import Bool, Int, PRNGKeyArray
 
 from posterity.inference.blocks import Moved
 from posterity.inference.drive import Generations
+from posterity.inference.recorded import Recorded, Trajectory, at
+from posterity.inference.retraced import Retraced, go_on, lasting
 from posterity.inference.smc.backward import by_weight, log_suffix, replay, simulate
 from posterity.inference.smc.resampling import CONDITIONAL, Ancestors
 from posterity.ppl.effects import draw, loop
 from posterity.ppl.program import Program
-from posterity.ppl.recorded import Recorded, Trajectory, at
-from posterity.ppl.retraced import Retraced, go_on, lasting
 from posterity.ppl.transform import active, times
 
 ANCESTORS = ("trace", "ancestor", "backward")

@@ -12,6 +12,7 @@ from posterity.inference.blocks import Kernel, advance, move, resample_below, sp
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, check_counts, drive
 from posterity.inference.mcmc.metropolis import suffix_mh
+from posterity.inference.recorded import recorded
 from posterity.inference.smc.resampling import Ancestors, Systematic, scheme
 from posterity.inference.smc.smc import share
 from posterity.inference.smc.waste_free import resample_chains
@@ -19,7 +20,6 @@ from posterity.ppl.effects import cond
 from posterity.ppl.population import Population, effective_sample_size
 from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
-from posterity.ppl.recorded import recorded
 
 
 def rejuvenate(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from posterity.ppl.check import Report
+from posterity.inference.enumeration.check import Report
 
 
 class Laws:

@@ -8,8 +8,8 @@ import numpyro.distributions as dist
 import pytest
 
 import posterity as po
-from posterity.ppl.outcomes import outcomes
-from posterity.ppl.script import atoms
+from posterity.inference.enumeration.outcomes import outcomes
+from posterity.ppl.support import atoms
 
 
 def test_later_draws_may_depend_on_earlier_ones():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 import posterity as po
-from posterity.ppl.outcomes import outcomes
+from posterity.inference.enumeration.outcomes import outcomes
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW
 

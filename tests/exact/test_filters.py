@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import posterity as po
+from posterity.inference.enumeration.check import Difference, Report
+from posterity.inference.enumeration.exact import law_of
 from posterity.inference.smc import controlled
-from posterity.ppl.check import Difference, Report
-from posterity.ppl.exact import law_of
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 import posterity as po
 from posterity.inference.mcmc import particle_gibbs, pmmh
 from posterity.inference.mcmc.particle_gibbs import given_program, nothing
+from posterity.inference.recorded import Trajectory
+from posterity.inference.retraced import Told, go_on
 from posterity.inference.smc import backward, conditional
 from posterity.inference.smc import paris as module
 from posterity.ppl.program import Particles
-from posterity.ppl.recorded import Trajectory
-from posterity.ppl.retraced import Told, go_on
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
 

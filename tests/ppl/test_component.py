@@ -16,8 +16,8 @@ from jax import Array
 from numpyro import handlers
 
 import posterity as po
+from posterity.inference.enumeration.outcomes import outcomes
 from posterity.ppl import component
-from posterity.ppl.outcomes import outcomes
 
 STEPS, N = 4, 6
 

@@ -7,8 +7,8 @@ import numpyro.distributions as dist
 import pytest
 
 import posterity as po
+from posterity.inference.recorded import at
 from posterity.ppl.program import choices_of
-from posterity.ppl.recorded import at
 from posterity.tests.fixtures import tiny_lm
 from posterity.tests.fixtures.references import walk
 

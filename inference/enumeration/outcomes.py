@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from posterity.ppl.effects import Decider
-from posterity.ppl.script import atoms
+from posterity.ppl.support import atoms
 
 
 class Outcome(NamedTuple):

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from jax import Array
 
-from posterity.ppl.branching import groups
-from posterity.ppl.exact import LIMIT, exact, law_of, moved
-from posterity.ppl.measure import Measure
+from posterity.inference.enumeration.branching import groups
+from posterity.inference.enumeration.exact import LIMIT, exact, law_of, moved
+from posterity.inference.enumeration.measure import Measure
 from posterity.ppl.program import Program, as_program
 from posterity.ppl.queries import plain
 

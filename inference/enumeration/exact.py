@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer, eval_context
 
-from posterity.ppl.branching import Branch, Chain, Law, law, scripted
+from posterity.inference.enumeration.branching import Branch, Chain, Law, law, scripted
+from posterity.inference.enumeration.measure import Measure, measure
+from posterity.inference.enumeration.script import Script
 from posterity.ppl.component import State
 from posterity.ppl.effects import isolated
-from posterity.ppl.measure import Measure, measure
 from posterity.ppl.program import Program, as_program, choices_of
-from posterity.ppl.script import Script
 
 LIMIT = 20_000_000
 

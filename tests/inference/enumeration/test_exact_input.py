@@ -104,7 +104,7 @@ def test_another_program_of_the_same_structure_compiles_nothing():
     po.check.properly_weighted(algorithm, program(0.5))
     with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
         traced = []
-        patch.setattr("posterity.ppl.branching._Stage", lambda *args: traced.append(args))
+        patch.setattr("posterity.inference.enumeration.branching._Stage", lambda *args: traced.append(args))
         assert po.check.properly_weighted(algorithm, program(0.25))
     assert traced == []
 

@@ -19,7 +19,7 @@ from jax import Array
 from jax.extend.core import jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from posterity.ppl.script import Script
+from posterity.inference.enumeration.script import Script
 
 _BLOCK, _FEW = 2**18, 2**12  # branches evaluated in one call: at most, and without regret
 # Compilation takes longest: of an algorithm under check 1.8 s of CPU so, 4.7 s by default. A long chain runs no slower for it.
