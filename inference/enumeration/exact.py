@@ -22,6 +22,7 @@ from posterity.ppl.effects import isolated
 from posterity.ppl.program import Program, as_program, choices_of
 
 LIMIT = 20_000_000
+HELD = 100_000  # numbers in the batched components of one branch
 
 
 def exact(program: Program, *, limit: int = LIMIT) -> Measure:
@@ -81,8 +82,12 @@ def _apart(chain: Chain, args: Any, limit: int) -> Law:
 def _begin(program: Program, _: None, key: Array, code: Array) -> Branch:
     def init():
         particles, log_potential = program.init(key, 1)
-        if any(isinstance(leaf, State) for leaf in jax.tree.leaves(particles, is_leaf=lambda x: isinstance(x, State))):
-            raise ValueError(f"{program}: its steps go through a batched component (a language model's text), which is not enumerated; use a tabular model")
+        batches = [leaf for leaf in jax.tree.leaves(particles, is_leaf=lambda x: isinstance(x, State)) if isinstance(leaf, State)]
+        if (held := sum(x.size for x in jax.tree.leaves(batches))) > HELD:
+            raise ValueError(
+                f"{program}: its steps go through a batched component (a language model's text) that holds {held:,} numbers, and every branch would hold "
+                f"as many; enumeration takes up to {HELD:,}: use a smaller model, a tabular one say"
+            )
         return particles, log_potential[0], program.done(particles)[0]
 
     return scripted(init, code)

@@ -56,14 +56,13 @@ class Tokenizer:
         """Token ids of a text. Special tokens in it are recognised; one that starts texts is added where the model asks for it and the text lacks it.
 
         Raises:
-          ValueError: when the vocabulary has no token for a character of the text.
+          ValueError: when the vocabulary has no token for a character of the text, or, where tokens are words, for a word.
         """
         opened = self.bos_token is not None and text.startswith(self.bos_token)
         try:
             return self.backend.encode(text, add_special_tokens=not opened).ids
         except Exception as error:  # the Rust library raises bare exceptions
-            unknown = "".join(dict.fromkeys(character for character in text if not self._knows(character)))
-            raise ValueError(f"Tokenizer: no token for {unknown!r} in {text[:80]!r}; its characters are {self._alphabet!r}") from error
+            raise ValueError(self._unknown(text)) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
@@ -106,15 +105,22 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size} tokens, end_ids={self.end_ids}, {self.fingerprint[:8]})"
 
-    def _knows(self, character: str) -> bool:
+    def _unknown(self, text: str) -> str:
+        """Which parts of a text no token is for."""
+        splitter, vocabulary = self.backend.pre_tokenizer, self.backend.get_vocab(with_added_tokens=False)
+        parts = [part for part, _ in splitter.pre_tokenize_str(text)] if splitter else list(text)
+        unknown = [part for part in dict.fromkeys(parts) if not self._knows(part)]
+        if all(len(part) == 1 for part in parts):
+            alphabet = "".join(sorted(token for token in vocabulary if len(token) == 1))
+            return f"Tokenizer: no token for {''.join(unknown)!r} in {text[:80]!r}; its characters are {alphabet!r}"
+        words = [part.removeprefix("\u2581") for part in unknown]
+        return f"Tokenizer: no token for {', '.join(map(repr, words))} in {text[:80]!r}; it has {len(vocabulary):,} words"
+
+    def _knows(self, part: str) -> bool:
         try:
-            return bool(self.backend.encode(character).ids)
+            return bool(self.backend.encode(part, add_special_tokens=False).ids)
         except Exception:
             return False
-
-    @property
-    def _alphabet(self) -> str:
-        return "".join(sorted({token for token in self.backend.get_vocab(with_added_tokens=False) if len(token) == 1}))
 
 
 def _spelling(decoder: Mapping | None):
