@@ -7,7 +7,7 @@ import time
 import jax
 import numpy as np
 
-from posterity.models.lm.text import NextToken
+from posterity.models.lm.next_token import NextToken
 
 PARTICLES, VOCABULARY, REPEATS = 64, 49_152, 15
 

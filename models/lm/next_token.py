@@ -20,13 +20,14 @@ from numpyro.distributions import constraints
 
 from posterity.models.lm.tokenizer import Tokenizer
 
+BLOCK = 128  # tokens whose probabilities are summed first when one is drawn
 ROUNDING = 4 * 2.0**-23  # by which sums of probabilities in float32 are off; top_p is reached when it is to within this
 
 
 class NextToken(dist.CategoricalLogits):
     """A next-token law: a categorical that samples by inverting its distribution function.
 
-    One uniform a draw instead of one Gumbel variate a token: 2.4 times faster for 64 draws over 49,152 tokens on two CPU
+    One uniform a draw instead of one Gumbel variate a token: some twenty times faster for 64 draws over 49,152 tokens on two CPU
     cores (benchmarks/next_token.py).
     A logit of -inf forbids a token. `model_logits` are those of the law that this one is a change of; left out, it is no change.
     """
@@ -65,15 +66,32 @@ class NextToken(dist.CategoricalLogits):
         return repr(text) if text else str(self.tokenizer.backend.id_to_token(int(value)))
 
     def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
-        probabilities = jax.nn.softmax(jnp.asarray(self.logits, jnp.float32), axis=-1)
-        cumulative = jnp.cumsum(probabilities, axis=-1)
-        u = jax.random.uniform(key, sample_shape + self.batch_shape) * jnp.max(cumulative, axis=-1)
-        # The entries of a parallel sum round differently, so that steps of width zero come out wider (8e-6 in all, over
-        # 50,000 tokens): only possible tokens are looked at. Where u was rounded up to the end, it is the last of them.
-        possible = probabilities > 0
-        reached = possible & (cumulative > u[..., None])
-        last = possible.shape[-1] - 1 - jnp.argmax(possible[..., ::-1], axis=-1)
-        return jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last)
+        vocab = self.logits.shape[-1]
+        size = min(BLOCK, vocab)
+        logits = jnp.asarray(self.logits, jnp.float32).reshape(-1, vocab)
+        logits = jnp.pad(logits, ((0, 0), (0, -vocab % size)), constant_values=-jnp.inf).reshape(logits.shape[0], -1, size)
+        highest = jnp.max(logits, axis=(1, 2), keepdims=True)
+        # A block of tokens first, by the blocks' sums, then one of its tokens: the sums of the whole vocabulary cost ten times as much.
+        sums = jnp.sum(jnp.exp(logits - highest), axis=-1)
+        u = jax.random.uniform(key, sample_shape + self.batch_shape).reshape(*sample_shape, logits.shape[0])
+        block, rest = _inverse(sums, u * jnp.sum(sums, axis=-1))
+        rows = jnp.arange(logits.shape[0])
+        token, _ = _inverse(jnp.exp(logits[rows, block] - highest[:, 0]), rest)
+        return jnp.minimum(block * size + token, vocab - 1).reshape(sample_shape + self.batch_shape)
+
+
+def _inverse(weights: Float[Array, "*batch k"], target: Float[Array, "*batch"]) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
+    """The first entry at which the running sum of weights exceeds the target, and what the target is beyond the entries before it.
+
+    The entries of a parallel sum round differently, so that steps of width zero come out wider: only possible entries are looked
+    at. Where the target was rounded up to the end, it is the last of them.
+    """
+    possible, sums = weights > 0, jnp.cumsum(weights, axis=-1)
+    reached = possible & (sums > target[..., None])
+    last = possible.shape[-1] - 1 - jnp.argmax(possible[..., ::-1], axis=-1)
+    found = jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last)
+    before = jnp.sum(jnp.where(jnp.arange(weights.shape[-1]) < found[..., None], weights, 0.0), axis=-1)
+    return found, jnp.maximum(target - before, 0.0)
 
 
 def next_token(
