@@ -67,7 +67,7 @@ def in_stretches(
 ) -> Read:
     """Queries [n, heads, size] over `count` stretches of their own, one after the other, so that only as many are read as there are.
 
-    `stretch(j)` gives keys and values [n, kv heads, tokens, size] and which are visible [n, tokens].
+    `stretch(j)` gives keys [n, kv heads, size, tokens], values [n, kv heads, tokens, size] and which are visible [n, tokens].
     """
     n, heads, size = query.shape
     grouped = query.reshape(n, kv_heads, -1, size)
@@ -75,7 +75,7 @@ def in_stretches(
     def body(j, carry):
         highest, total, read = carry
         keys, values, visible = stretch(j)
-        scores = jnp.einsum("nkgd,nksd->nkgs", grouped, keys, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("nkgd,nkds->nkgs", grouped, keys, preferred_element_type=jnp.float32)
         scores = jnp.where(visible[:, None, None], capped(scores * scale, softcap), -jnp.inf)
         now = jnp.maximum(highest, jnp.max(scores, axis=-1))
         weights, before = jnp.exp(scores - now[..., None]), jnp.exp(highest - now)
