@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from posterity.inference import answers
     from posterity.inference.checkpoint import Checkpoint
     from posterity.inference.enumeration import check
     from posterity.inference.enumeration.exact import exact
@@ -60,6 +61,7 @@ __all__ = [
     "Program",
     "Weighted",
     "adapt",
+    "answers",
     "backward_simulation",
     "biased_entropic",
     "branching_smc",
@@ -160,7 +162,7 @@ _HOMES = {
     "ppl.twist": ["lookahead", "twist"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = {"check": "inference.enumeration.check", "kalman": "models.programs.kalman", "kernels": "inference.mcmc.kernels"}
+_MODULES = {"answers": "inference.answers", "check": "inference.enumeration.check", "kalman": "models.programs.kalman", "kernels": "inference.mcmc.kernels"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,29 @@
+"""From many answers to one: votes, best-of-n, consistency of probabilities, risk, and how often one of k is right.
+
+>>> from posterity.inference import answers
+>>> answers.majority(["7", "8", "7", "9"]).answer
+'7'
+"""
+
+from posterity.inference.answers.choice import Choice, best, best_of_majority, majority, merged, minimum_bayes_risk
+from posterity.inference.answers.consistency import Weibulls, pruned, rpc
+from posterity.inference.answers.coverage import BetaLaw, CoverageLaw, coverage, pass_at_k
+from posterity.inference.answers.mode import Mode, mode
+
+__all__ = [
+    "BetaLaw",
+    "Choice",
+    "CoverageLaw",
+    "Mode",
+    "Weibulls",
+    "best",
+    "best_of_majority",
+    "coverage",
+    "majority",
+    "merged",
+    "minimum_bayes_risk",
+    "mode",
+    "pass_at_k",
+    "pruned",
+    "rpc",
+]
