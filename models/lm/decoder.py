@@ -1,24 +1,23 @@
-"""The Llama decoder (Touvron et al. 2023): RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""The decoder of Llama (Touvron et al. 2023) and its relatives: norms, attention with grouped queries, a feed-forward network.
 
-One class serves the embedded model and real checkpoints. It runs in two ways over the same layers: over whole
+One class serves every family: what differs is in its configuration. It runs in two ways over the same layers: over whole
 sequences (training, prefill), and one token a particle over a shared prompt and a suffix per particle (decoding).
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
+from posterity.models.lm import attention
+from posterity.models.lm.attention import KeysValues
 from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.rope import rotate
 
-
-class KeysValues(NamedTuple):
-    """Keys and values of one layer, [..., tokens, kv heads, head dim]."""
-
-    keys: Array
-    values: Array
+ACTIVATIONS = {"silu": nnx.silu, "gelu": lambda x: nnx.gelu(x, approximate=False), "gelu_tanh": nnx.gelu}
 
 
 class Decoder(nnx.Module):
@@ -26,120 +25,115 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
-        self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_layers)])
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs)
-        self.head = None if config.tied_head else _linear(config.hidden_size, config.vocab_size, rngs)
+        self.embed = table(config.vocab_size, config.hidden_size, rngs)
+        self.places = table(config.context_length, config.hidden_size, rngs) if config.positions == "learned" else None
+        self.layers = nnx.List([Layer(config, number, rngs=rngs) for number in range(config.num_layers)])
+        self.norm = _norm(config, config.hidden_size, rngs)
+        self.head = None if config.tied_head else linear(config.hidden_size, len(config.labels) or config.vocab_size, rngs, bias=config.head_bias)
+
+    def embedded(self, tokens: Array, positions: Array) -> Array:
+        """What enters the first layer, [..., hidden]."""
+        hidden = self.embed(tokens) * self.config.embed_scale
+        return hidden if self.places is None else hidden + self.places(positions)
 
     def logits(self, hidden: Array) -> Array:
-        """Next-token logits [..., vocab] of hidden states [..., hidden]."""
+        """Next-token logits [..., vocab] of hidden states [..., hidden], or the labels' [..., labels] where the decoder classifies."""
         hidden = self.norm(hidden)
-        return self.embed.attend(hidden) if self.head is None else self.head(hidden)
+        logits = self.embed.attend(hidden) if self.head is None else self.head(hidden)
+        return attention.capped(logits, self.config.logit_softcap)
 
     def __call__(self, tokens: Array) -> tuple[Array, list[KeysValues]]:
         """Whole sequences [batch, tokens], causal: hidden states [batch, tokens, hidden] and every layer's keys and values."""
-        hidden = self.embed(tokens)
         positions = jnp.arange(tokens.shape[1])
-        causal = positions[:, None] >= positions
+        hidden = self.embedded(tokens, positions)
         kept = []
         for layer in self.layers:
             query, new = layer.project(hidden, positions)
-            hidden = layer.mix(hidden, _attend(query, [(new, causal)]))
+            read = attention.whole(query, new, scale=self.config.scale, window=layer.window, softcap=self.config.attention_softcap)
+            hidden = layer.mix(hidden, read)
             kept.append(new)
         return hidden, kept
 
-    def decode(self, tokens: Array, prompt: list[KeysValues], prompt_length: Array, suffix: list[KeysValues], lengths: Array) -> tuple[Array, list[KeysValues]]:
-        """One more token [n] for every particle.
+    def decode(self, tokens: Array, positions: Array, memory: Any) -> tuple[Array, Any]:
+        """One more token [n] of every text, at `positions` [n]: hidden states [n, hidden], and the memory with the new keys and values.
 
-        `prompt` (each [1, P, ...], of which the first `prompt_length` tokens count) is shared by all particles and
-        attended with one matrix product; `suffix` (each [n, S, ...]) holds what each particle generated, `lengths`
-        [n] of it so far. Returns hidden states [n, hidden] and the suffix with the new token written at `lengths`.
+        `memory.attend(layer, query, new, ...)` says what queries [n, 1, heads, size] read of the past and of the new token's own keys and values.
         """
-        hidden = self.embed(tokens)[:, None]
-        positions = (prompt_length + lengths)[:, None]
-        rows = jnp.arange(tokens.shape[0])
-        in_prompt = jnp.arange(prompt[0].keys.shape[1]) < prompt_length
-        in_suffix = (jnp.arange(suffix[0].keys.shape[1]) <= lengths[:, None])[:, None, None, None]
-        kept = []
-        for layer, shared, own in zip(self.layers, prompt, suffix, strict=True):
-            query, new = layer.project(hidden, positions)
-            own = KeysValues(own.keys.at[rows, lengths].set(new.keys[:, 0]), own.values.at[rows, lengths].set(new.values[:, 0]))
-            hidden = layer.mix(hidden, _attend(query, [(shared, in_prompt), (own, in_suffix)]))
-            kept.append(own)
-        return hidden[:, 0], kept
+        config, hidden = self.config, self.embedded(tokens[:, None], positions[:, None])
+        for number, layer in enumerate(self.layers):
+            query, new = layer.project(hidden, positions[:, None])
+            read, memory = memory.attend(number, query, new, scale=config.scale, window=layer.window, softcap=config.attention_softcap)
+            hidden = layer.mix(hidden, read)
+        return hidden[:, 0], memory
+
+
+def outline(config: DecoderConfig) -> Decoder:
+    """A decoder's structure, with shapes in place of weights; nothing is allocated."""
+    # Layers are alike: one is traced and copied, as tracing 30 takes more than a second.
+    decoder = nnx.eval_shape(lambda: Decoder(dataclasses.replace(config, num_layers=1, windows=()), rngs=nnx.Rngs(0)))
+    decoder.config = config
+    decoder.layers = nnx.List([nnx.clone(decoder.layers[0]) for _ in range(config.num_layers)])
+    for number, layer in enumerate(decoder.layers):
+        layer.config, layer.number = config, number
+    return decoder
 
 
 class Layer(nnx.Module):
-    """Attention and a gated feed-forward network, each behind its RMSNorm."""
+    """Attention and a feed-forward network, each behind its norm."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        hidden, heads, kv_heads, size = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-        self.attention_norm = nnx.RMSNorm(hidden, epsilon=config.norm_epsilon, rngs=rngs)
-        self.query = _linear(hidden, heads * size, rngs, bias=config.attention_bias)
-        self.key = _linear(hidden, kv_heads * size, rngs, bias=config.attention_bias)
-        self.value = _linear(hidden, kv_heads * size, rngs, bias=config.attention_bias)
-        self.output = _linear(heads * size, hidden, rngs)
-        self.mlp_norm = nnx.RMSNorm(hidden, epsilon=config.norm_epsilon, rngs=rngs)
-        self.gate = _linear(hidden, config.intermediate_size, rngs)
-        self.up = _linear(hidden, config.intermediate_size, rngs)
-        self.down = _linear(config.intermediate_size, hidden, rngs)
+    def __init__(self, config: DecoderConfig, number: int, *, rngs: nnx.Rngs):
+        self.config, self.number = config, number
+        hidden, size = config.hidden_size, config.head_dim
+        self.attention_norm = _norm(config, hidden, rngs)
+        self.query_key_value = linear(hidden, sum(config.fused["query_key_value"]), rngs, bias=config.attention_bias)
+        self.query_norm = _norm(config, size, rngs) if config.query_key_norm else None
+        self.key_norm = _norm(config, size, rngs) if config.query_key_norm else None
+        self.output = linear(config.num_heads * size, hidden, rngs, bias=config.output_bias)
+        self.output_norm = _norm(config, hidden, rngs) if config.sandwich_norm else None
+        self.mlp_norm = _norm(config, hidden, rngs)
+        self.up = linear(hidden, sum(config.fused["up"]), rngs, bias=config.mlp_bias)
+        self.down = linear(config.intermediate_size, hidden, rngs, bias=config.mlp_bias)
+        self.down_norm = _norm(config, hidden, rngs) if config.sandwich_norm else None
+
+    @property
+    def window(self) -> int | None:
+        """To how many of the last tokens this layer attends, its own included; None: to all."""
+        return self.config.window(self.number)
 
     def project(self, hidden: Array, positions: Array) -> tuple[Array, KeysValues]:
         """Rotated queries [n, t, heads, size], and the new tokens' rotated keys and values [n, t, kv heads, size]."""
-        size = self.config.head_dim
-        hidden = self.attention_norm(hidden)
-        query, key, value = (p(hidden).reshape(*hidden.shape[:2], -1, size) for p in (self.query, self.key, self.value))
-        return rotate(query, positions, self.config), KeysValues(rotate(key, positions, self.config), value)
+        fused = self.query_key_value(self.attention_norm(hidden))
+        borders = np.cumsum(self.config.fused["query_key_value"])[:-1].tolist()
+        query, key, value = (x.reshape(*x.shape[:2], -1, self.config.head_dim) for x in jnp.split(fused, borders, axis=-1))
+        query, key = (rotate(_normed(norm, x), positions, self.config, self.number) for norm, x in ((self.query_norm, query), (self.key_norm, key)))
+        return query, KeysValues(key, value)
 
     def mix(self, hidden: Array, attended: Array) -> Array:
         """The residual stream after this layer, given what its heads read."""
-        hidden = hidden + self.output(attended)
-        normed = self.mlp_norm(hidden)
-        return hidden + self.down(nnx.silu(self.gate(normed)) * self.up(normed))
+        hidden = hidden + _normed(self.output_norm, self.output(attended))
+        activation, up = ACTIVATIONS[self.config.activation], self.up(self.mlp_norm(hidden))
+        if self.config.gated:
+            gate, up = jnp.split(up, 2, axis=-1)
+            return hidden + _normed(self.down_norm, self.down(activation(gate) * up))
+        return hidden + _normed(self.down_norm, self.down(activation(up)))
 
 
-def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False) -> nnx.Linear:
+def table(rows: int, size: int, rngs: nnx.Rngs) -> nnx.Embed:
+    """One vector a row, normal with sd 0.02."""
+    embed = nnx.Embed(rows, size, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+    embed.dtype = None  # that of the weights, whatever they are cast to; by default it stays that of the first ones
+    return embed
+
+
+def linear(inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False) -> nnx.Linear:
+    """A linear map, normal with sd 0.02."""
     return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
 
-def rotate(x: Array, positions: Array, config: DecoderConfig) -> Array:
-    """Rotary position embedding (Su et al. 2021) of x [n, t, heads, size] at positions [t] or [n, t]."""
-    size = x.shape[-1]
-    frequency = config.rope_theta ** (-jnp.arange(0, size, 2) / size)
-    angle = positions[..., None, None] * frequency
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
-    if config.rope_layout == "half":
-        a, b = jnp.split(x, 2, axis=-1)
-        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    a, b = x[..., ::2], x[..., 1::2]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+def _norm(config: DecoderConfig, size: int, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+    kind = nnx.RMSNorm if config.norm == "rms" else nnx.LayerNorm
+    return kind(size, epsilon=config.norm_epsilon, rngs=rngs)
 
 
-def _attend(query: Array, memory: list[tuple[KeysValues, Array]]) -> Array:
-    """Attention of queries [n, t, heads, size] over several stretches of memory at once, each with its mask.
-
-    A stretch with leading axis 1 is shared by all n: its scores are one matrix product. Returns [n, t, heads * size].
-    """
-    n, t, heads, size = query.shape
-    grouped = query.reshape(n, t, memory[0][0].keys.shape[2], -1, size) * size**-0.5
-    scores = [jnp.where(mask, jnp.einsum(_rule("ntkgd,nskd->nkgts", m), grouped, _own(m.keys)), -jnp.inf) for m, mask in memory]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1).astype(jnp.float32), axis=-1).astype(query.dtype)
-    read, start = jnp.zeros((), query.dtype), 0
-    for m, _ in memory:
-        stop = start + m.keys.shape[1]
-        read = read + jnp.einsum(_rule("nkgts,nskd->ntkgd", m), weights[..., start:stop], _own(m.values))
-        start = stop
-    return read.reshape(n, t, heads * size)
-
-
-def _is_shared(memory: KeysValues) -> bool:
-    return memory.keys.shape[0] == 1
-
-
-def _own(x: Array) -> Array:
-    return x[0] if x.shape[0] == 1 else x
-
-
-def _rule(rule: str, memory: KeysValues) -> str:
-    return rule.replace("nskd", "skd") if _is_shared(memory) else rule
+def _normed(norm: nnx.RMSNorm | nnx.LayerNorm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)

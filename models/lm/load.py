@@ -1,11 +1,15 @@
-"""Language models by name: the embedded ones, GGUF files, Hugging Face directories."""
+"""Language models by name: the embedded ones, GGUF files, Hugging Face directories, models of the hub."""
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from posterity.models import weights
-from posterity.models.lm import gguf_file, huggingface
+from posterity.models.lm import gguf_file, hub, huggingface
+from posterity.models.lm.heads import Classifier
 from posterity.models.lm.language_model import LanguageModel
+from posterity.models.lm.tokenizer import Tokenizer
 
 
 def last_line(text: str) -> str:
@@ -14,25 +18,52 @@ def last_line(text: str) -> str:
 
 
 EMBEDDED = {"abacus": last_line}  # directories of posterity.models.weights, and how the answer is read from a text
-FORMATS = {"gguf": gguf_file.load, "hf": huggingface.load}
+FORMATS: dict[str, Callable[[str, str], tuple[Any, Tokenizer]]] = {
+    "gguf": lambda place, dtype: gguf_file.load(Path(place).expanduser(), dtype),
+    "hf": lambda place, dtype: huggingface.load(Path(place).expanduser(), dtype),
+    "hub": lambda place, dtype: huggingface.load(hub.directory(place), dtype),
+}
+KNOWN = ("gguf:PATH", "hf:DIRECTORY", "hub:OWNER/NAME")
 
 
-def load(spec: str) -> LanguageModel:
-    """The language model that `spec` names: `"abacus"`, `"gguf:PATH"` or `"hf:DIRECTORY"`, its weights in float32.
+def load(spec: str, *, dtype: str = "float32") -> LanguageModel:
+    """The language model that `spec` names: `"abacus"`, `"gguf:PATH"`, `"hf:DIRECTORY"` or `"hub:OWNER/NAME"` (also `"hub:OWNER/NAME@REVISION"`).
+
+    Its weights are held, and computed with, in `dtype`: "float32" or "bfloat16".
 
     Raises:
-      FileNotFoundError: when there is no such file or directory.
-      ValueError: for an unknown name (with the known ones), and for files that cannot be used; see `gguf_file.load` and
-        `huggingface.load`.
+      FileNotFoundError: when there is no such file, directory or model.
+      ImportError: for a model of the hub without the extra `hub`.
+      ValueError: for an unknown name or type (with the known ones), and for files that cannot be used; see `gguf_file.load`,
+        `huggingface.load` and `hub.directory`.
 
     >>> load("abacus").name
     'abacus'
     """
     if spec in EMBEDDED:
         with resources.as_file(resources.files(weights) / spec) as directory:
-            return LanguageModel.of(*huggingface.load(directory), name=spec, extract=EMBEDDED[spec])
+            return LanguageModel.of(*huggingface.load(directory, dtype), name=spec, extract=EMBEDDED[spec])
+    model, tokenizer = _read("load", spec, dtype, tuple(EMBEDDED))
+    if getattr(model.config, "labels", ()):
+        raise ValueError(f"load: {spec} is a classifier, not a language model; use load_classifier")
+    return LanguageModel.of(model, tokenizer, name=spec)
+
+
+def load_classifier(spec: str, *, dtype: str = "float32") -> Classifier:
+    """The classifier, such as a reward model, that `spec` names: `"hf:DIRECTORY"` or `"hub:OWNER/NAME"`.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: as `load`, and for a language model.
+    """
+    model, tokenizer = _read("load_classifier", spec, dtype, ())
+    if not getattr(model.config, "labels", ()):
+        raise ValueError(f"load_classifier: {spec} is a language model, not a classifier; use load")
+    return Classifier.of(model, tokenizer, name=spec)
+
+
+def _read(caller: str, spec: str, dtype: str, embedded: tuple[str, ...]) -> tuple[Any, Tokenizer]:
     kind, _, place = str(spec).partition(":")
     if kind not in FORMATS or not place:
-        known = ", ".join(repr(name) for name in (*EMBEDDED, "gguf:PATH", "hf:DIRECTORY"))
-        raise ValueError(f"load: no language model is called {spec!r}; known are {known}")
-    return LanguageModel.of(*FORMATS[kind](Path(place).expanduser()), name=spec)
+        known = ", ".join(repr(name) for name in (*embedded, *KNOWN))
+        raise ValueError(f"{caller}: no model is called {spec!r}; known are {known}")
+    return FORMATS[kind](place, dtype)

@@ -7,8 +7,11 @@ import pytest
 from flax import nnx
 
 from posterity.models.lm import gguf_file, huggingface
+from posterity.models.lm.attention import KeysValues
+from posterity.models.lm.cache import Cache, CachedDecoder
 from posterity.models.lm.config import DecoderConfig
-from posterity.models.lm.decoder import Decoder, KeysValues, rotate
+from posterity.models.lm.decoder import Decoder
+from posterity.models.lm.rope import rotate
 from posterity.tests.fixtures.tiny_llama import Shape, log_probs, random_tensors, write_gguf, write_huggingface
 
 CHECKPOINTS = {
@@ -36,14 +39,15 @@ def whole(decoder: Decoder, tokens: jax.Array) -> tuple[jax.Array, list[KeysValu
 
 
 @nnx.jit
-def one_more(decoder: Decoder, token, prompt, prompt_length, suffix, lengths) -> tuple[jax.Array, list[KeysValues]]:
-    hidden, suffix = decoder.decode(token, prompt, prompt_length, suffix, lengths)
-    return jax.nn.log_softmax(decoder.logits(hidden)), suffix
+def start(decoder: Decoder, prompt: jax.Array, length: jax.Array) -> tuple[jax.Array, Cache]:
+    logits, memory = CachedDecoder(decoder).start(prompt, length, 2, len(TOKENS))
+    return jax.nn.log_softmax(logits), memory
 
 
-def nothing_yet(shape: Shape) -> list[KeysValues]:
-    empty = jnp.zeros((2, len(TOKENS), shape.kv_heads, shape.size))
-    return [KeysValues(empty, empty)] * shape.layers
+@nnx.jit
+def one_more(decoder: Decoder, memory: Cache, tokens: jax.Array, active: jax.Array) -> tuple[jax.Array, Cache]:
+    logits, memory = CachedDecoder(decoder).advance(memory, tokens, active)
+    return jax.nn.log_softmax(logits), memory
 
 
 def test_whole_sequences_have_the_log_probabilities_of_plain_numpy(checkpoint):
@@ -56,25 +60,26 @@ def test_whole_sequences_have_the_log_probabilities_of_plain_numpy(checkpoint):
 
 @pytest.mark.parametrize("prompt_length", [1, 4])
 def test_token_by_token_decoding_has_the_log_probabilities_of_plain_numpy(checkpoint, prompt_length):
-    """Two particles over one padded prompt; the second goes another way, and from its second step on is one token shorter."""
+    """Two particles over one padded prompt; the second goes another way, and stands still in the first step."""
     decoder, shape = checkpoint
     other = TOKENS[:prompt_length] + [(token + 1) % shape.vocab for token in TOKENS[prompt_length:]]
     expected = [log_probs(random_tensors(shape), shape, tokens) for tokens in (TOKENS, other)]
-    _, prompt = whole(decoder, jnp.array([TOKENS[:prompt_length] + [9] * (len(TOKENS) - prompt_length)]))
-    suffix = nothing_yet(shape)
+    prompt = TOKENS[:prompt_length] + [9] * (len(TOKENS) - prompt_length)
+    found, memory = start(decoder, jnp.array(prompt), jnp.array(prompt_length))
+    np.testing.assert_allclose(found, [rows[prompt_length - 1] for rows in expected], atol=2e-4)
     for i in range(len(TOKENS) - prompt_length):
-        lengths = np.array([i, max(i - 1, 0)])
-        token = jnp.array([TOKENS[prompt_length + lengths[0]], other[prompt_length + lengths[1]]])
-        found, suffix = one_more(decoder, token, prompt, jnp.array(prompt_length), suffix, jnp.array(lengths))
-        np.testing.assert_allclose(found, [expected[k][prompt_length + lengths[k]] for k in range(2)], atol=2e-4)
+        places = [prompt_length + i, prompt_length + max(i - 1, 0)]
+        found, memory = one_more(decoder, memory, jnp.array([TOKENS[places[0]], other[places[1]]]), jnp.array([True, i > 0]))
+        for k in range(2 if i else 1):
+            np.testing.assert_allclose(found[k], expected[k][places[k]], atol=2e-4)
 
 
 def test_decoding_does_not_depend_on_what_a_prompt_is_padded_with(checkpoint):
-    decoder, shape = checkpoint
+    decoder, _ = checkpoint
     found = []
     for padding in (3, 250):
-        _, prompt = whole(decoder, jnp.array([TOKENS[:4] + [padding] * 7]))
-        found.append(one_more(decoder, jnp.array(TOKENS[4:6]), prompt, jnp.array(4), nothing_yet(shape), jnp.array([0, 0]))[0])
+        _, memory = start(decoder, jnp.array(TOKENS[:4] + [padding] * 7), jnp.array(4))
+        found.append(one_more(decoder, memory, jnp.array(TOKENS[4:6]), jnp.array([True, True]))[0])
     np.testing.assert_array_equal(found[0], found[1])
 
 

@@ -37,8 +37,8 @@ def test_biases_and_a_free_head_arrive_in_place(path):
     tensors = random_tensors(shape)
     decoder, _ = gguf_file.load(write_gguf(path, tensors, shape, **{"tokenizer.ggml.pre": "qwen2"}))
     assert decoder.config.rope_layout == "half"
-    np.testing.assert_array_equal(decoder.layers[1].key.bias[...], tensors["model.layers.1.self_attn.k_proj.bias"])
-    np.testing.assert_array_equal(decoder.layers[1].query.kernel[...].T, tensors["model.layers.1.self_attn.q_proj.weight"])
+    for kind, found in (("bias", decoder.layers[1].query_key_value.bias[...]), ("weight", decoder.layers[1].query_key_value.kernel[...].T)):
+        np.testing.assert_array_equal(found, np.concatenate([tensors[f"model.layers.1.self_attn.{part}_proj.{kind}"] for part in "qkv"]))
     np.testing.assert_array_equal(decoder.head.kernel[...].T, tensors["lm_head.weight"])
 
 
@@ -91,10 +91,12 @@ def test_tokens_marked_unused_have_no_bytes_and_user_defined_ones_are_whole(path
 
 
 REFUSED = {
-    "architecture gemma3 is not supported; supported are llama, qwen2": {"architecture": "gemma3"},
-    "RoPE scaling is not supported": {"rope.scaling.type": "yarn"},
+    "architecture gemma is not supported; supported are llama, qwen2, qwen3, gemma2, gemma3, gpt2": {"architecture": "gemma"},
+    "llama.rope.scaling.type = longrope is not supported; supported are none, linear, yarn": {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0},
+    "metadata llama.rope.scaling.factor is missing": {"rope.scaling.type": "yarn"},
+    "llama.rope.scaling.factor must be positive, got 0.0": {"rope.scaling.type": "linear", "rope.scaling.factor": 0.0},
     "llama.expert_count = 8 is not supported": {"expert_count": 8},
-    "llama.attention.sliding_window = 128 is not supported": {"attention.sliding_window": 128},
+    "qwen2.attention.sliding_window = 128 is not supported": {"architecture": "qwen2", "attention.sliding_window": 128},
     "llama.rope.dimension_count = 4 is not supported where heads have 8 channels": {"rope.dimension_count": 4},
     "metadata llama.block_count is missing": {"block_count": None},
     "metadata llama.context_length must be a whole number, got 'long'": {"context_length": "long"},
@@ -129,9 +131,10 @@ def test_an_unsupported_quantisation_is_refused_with_the_supported_ones(path):
         gguf_file.load(write_gguf(path, blocks, WIDE, "IQ2_XS"))
 
 
-def test_rope_frequencies_of_a_scaled_model_are_refused(path):
-    with pytest.raises(ValueError, match="RoPE scaling is not supported"):
-        gguf_file.load(write_gguf(path, random_tensors(Shape()) | {"rope_freqs.weight": np.ones(4, np.float32)}, Shape()))
+@pytest.mark.parametrize("factors", [np.ones(3, np.float32), np.ones(4, np.float16)], ids=["too few", "another type"])
+def test_rope_divisors_that_do_not_fit_are_refused(path, factors):
+    with pytest.raises(ValueError, match=r"tiny.gguf: tensor rope_freqs.weight must be 4 numbers of type F32"):
+        gguf_file.load(write_gguf(path, random_tensors(Shape()) | {"rope_freqs.weight": factors}, Shape()))
 
 
 def test_weights_that_are_not_finite_are_refused(path):

@@ -20,10 +20,15 @@ def logits(decoder, tokens):
     return decoder.logits(decoder(tokens)[0])
 
 
+def side_by_side(tensors: dict[str, np.ndarray], name: str, parts) -> np.ndarray:
+    return np.concatenate([tensors[name.format(part)] for part in parts])
+
+
 def assert_holds(decoder, tensors: dict[str, np.ndarray]) -> None:
     np.testing.assert_array_equal(decoder.embed.embedding[...], tensors["model.embed_tokens.weight"])
     for i, layer in enumerate(decoder.layers):
-        np.testing.assert_array_equal(layer.query.kernel[...], tensors[f"model.layers.{i}.self_attn.q_proj.weight"].T)
+        np.testing.assert_array_equal(layer.query_key_value.kernel[...].T, side_by_side(tensors, f"model.layers.{i}.self_attn.{{}}_proj.weight", "qkv"))
+        np.testing.assert_array_equal(layer.up.kernel[...].T, side_by_side(tensors, f"model.layers.{i}.mlp.{{}}_proj.weight", ("gate", "up")))
         np.testing.assert_array_equal(layer.down.kernel[...], tensors[f"model.layers.{i}.mlp.down_proj.weight"].T)
         np.testing.assert_array_equal(layer.mlp_norm.scale[...], tensors[f"model.layers.{i}.post_attention_layernorm.weight"])
 
@@ -56,7 +61,7 @@ def test_a_saved_model_loads_as_it_was(tmp_path):
     assert same == tokenizer
     assert again.config == decoder.config
     assert_holds(again, random_tensors(shape))
-    np.testing.assert_array_equal(again.layers[1].value.bias[...], decoder.layers[1].value.bias[...])
+    np.testing.assert_array_equal(again.layers[1].query_key_value.bias[...], decoder.layers[1].query_key_value.bias[...])
 
 
 def test_interleaved_rope_is_saved_in_halves_without_changing_the_model(tmp_path):
@@ -105,15 +110,25 @@ def test_configurations_of_the_family_are_read(tmp_path, changed):
 
 
 REFUSED = {
-    "architecture GPT2LMHeadModel is not supported; supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM": {
-        "architectures": ["GPT2LMHeadModel"]
+    "architecture OPTForCausalLM is not supported; supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2": {
+        "architectures": ["OPTForCausalLM"]
     },
     "architecture none is not supported": {"architectures": None},
-    "rope_scaling {'type': 'linear', 'factor': 2.0} is not supported": {"rope_scaling": {"type": "linear", "factor": 2.0}},
-    "rope_parameters {'rope_type': 'llama3'} is not supported": {"rope_parameters": {"rope_type": "llama3"}},
-    "sliding_window = 4096 is not supported for MistralForCausalLM": {"architectures": ["MistralForCausalLM"], "sliding_window": 4096},
-    "hidden_act = gelu is not supported": {"hidden_act": "gelu"},
-    "attention_bias = True is not supported": {"attention_bias": True},
+    "rope_scaling {'type': 'dynamic', 'factor': 2.0} is not supported; supported are default, linear, llama3, yarn": {
+        "rope_scaling": {"type": "dynamic", "factor": 2.0}
+    },
+    "low_freq_factor must be a positive number, got None": {"rope_parameters": {"rope_type": "llama3"}},
+    "mscale = 2.0 is not supported": {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 2.0}},
+    "partial_rotary_factor = 0.5 is not supported": {"partial_rotary_factor": 0.5},
+    "hidden_act = relu is not supported; supported are silu, swish, gelu": {"hidden_act": "relu"},
+    "attention_bias must be true or false, got 'yes'": {"attention_bias": "yes"},
+    "layer_types must be a list of sliding_attention and full_attention, got ['chunked_attention']": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "layer_types": ["chunked_attention"],
+    },
+    "windows must hold one entry for each of 2 layers, got 1": {"architectures": ["Gemma2ForCausalLM"], "layer_types": ["sliding_attention"]},
+    "windows must be positive, got 0": {"architectures": ["MistralForCausalLM"], "sliding_window": 0},
+    "tensor model.layers.0.self_attn.o_proj.bias of shape (32,) is missing": {"attention_bias": True},
     "hidden_size must be a whole number, got '32'": {"hidden_size": "32"},
     "num_hidden_layers must be a whole number, got None": {"num_hidden_layers": None},
     "rope_theta must be a positive number, got -1": {"rope_theta": -1},
@@ -121,7 +136,7 @@ REFUSED = {
     "says 1000000000 layers, but there are only 20 tensors": {"num_hidden_layers": 10**9},
     "tensor model.layers.0.mlp.down_proj.weight has shape (32, 64), its configuration calls for (32, 48)": {"intermediate_size": 48},
     "tensor lm_head.weight of shape (300, 32) is missing": {"tie_word_embeddings": False},
-    "tensor model.layers.0.self_attn.k_proj.bias of shape (16,) is missing": {"architectures": ["Qwen2ForCausalLM"]},
+    "tensor model.layers.0.self_attn.k_norm.weight of shape (8,) is missing": {"architectures": ["Qwen3ForCausalLM"]},
     "9 tensors that this architecture does not have: model.layers.1.": {"num_hidden_layers": 1},
     "it has 265 tokens, more than the model's vocabulary of 200": {"vocab_size": 200},
 }
