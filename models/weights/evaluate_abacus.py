@@ -20,8 +20,8 @@ from flax import nnx
 from jax import Array
 
 from posterity.models.lm import huggingface
-from posterity.models.lm.config import DecoderConfig
-from posterity.models.lm.decoder import Decoder, KeysValues
+from posterity.models.lm.cache import CachedDecoder
+from posterity.models.lm.decoder import Decoder
 from posterity.models.lm.tokenizer import Tokenizer
 from posterity.models.programs.arithmetic import LEVELS, check, is_held_out, random_prompt, trace
 from posterity.models.weights.abacus_card import card, plot_loss
@@ -115,26 +115,19 @@ def longest_text(prompt: str) -> int:
 @partial(jax.jit, static_argnums=0)
 def _continue(graph: nnx.GraphDef, weights: nnx.State, key: Array, forced: Array) -> Array:
     """Token ids [n, steps]: those of `forced` where they are not negative, sampled ones elsewhere."""
-    decoder = nnx.merge(graph, weights)
-    config, (n, steps) = decoder.config, forced.shape
-    # The prompts differ, so nothing is shared: each is the beginning of its own suffix.
-    shared = [_cache(config, 1, 0)] * config.num_layers
+    model, (n, steps) = CachedDecoder(nnx.merge(graph, weights)), forced.shape
 
     def extend(carry, step):
-        suffix, logits = carry
-        position, key, given = step
+        memory, logits = carry
+        key, given = step
         tokens = jnp.where(given < 0, jax.random.categorical(key, logits), given)
-        hidden, suffix = decoder.decode(tokens, shared, jnp.zeros((), jnp.int32), suffix, jnp.full(n, position))
-        return (suffix, decoder.logits(hidden)), tokens
+        logits, memory = model.advance(memory, tokens, jnp.ones(n, bool))
+        return (memory, logits), tokens
 
-    start = [_cache(config, n, steps) for _ in range(config.num_layers)], jnp.zeros((n, config.vocab_size))
-    _, tokens = jax.lax.scan(extend, start, (jnp.arange(steps), jax.random.split(key, steps), forced.T))
+    # The prompts differ, so nothing is shared: each is the beginning of its own text, behind a prompt of no tokens.
+    logits, memory = model.start(jnp.zeros(1, jnp.int32), jnp.zeros((), jnp.int32), n, steps)
+    _, tokens = jax.lax.scan(extend, (memory, logits), (jax.random.split(key, steps), forced.T))
     return tokens.T
-
-
-def _cache(config: DecoderConfig, n: int, length: int) -> KeysValues:
-    empty = jnp.zeros((n, length, config.num_kv_heads, config.head_dim))
-    return KeysValues(empty, empty)
 
 
 if __name__ == "__main__":

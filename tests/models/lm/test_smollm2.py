@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from posterity.models.lm import gguf_file
-from posterity.models.lm.decoder import KeysValues
+from posterity.models.lm.cache import CachedDecoder
 from posterity.tests.fixtures.smollm2_texts import CHAT, TEXT, digest, varied_lines
 
 pytestmark = pytest.mark.smollm2
@@ -89,22 +89,19 @@ def test_log_probabilities_of_a_whole_text_equal_the_reference(loaded, reference
 def test_log_probabilities_of_token_by_token_decoding_equal_the_reference(loaded, reference):
     """The first token is the prompt, padded; the other 63 go one by one through the cache of two particles."""
     decoder, _ = loaded
-    ids, n, config = jnp.asarray(reference["text_ids"]), 2, decoder.config
+    ids, n = jnp.asarray(reference["text_ids"]), 2
 
     @nnx.jit
     def decode(decoder, ids):
-        hidden, prompt = decoder(jnp.pad(ids[:1], (0, 3))[None])
-        empty = jnp.zeros((n, len(ids) - 1, config.num_kv_heads, config.head_dim))
-        suffix = [KeysValues(empty, empty)] * config.num_layers
+        model = CachedDecoder(decoder)
+        logits, memory = model.start(jnp.pad(ids[:1], (0, 3)), jnp.array(1), n, len(ids) - 1)
 
-        def step(suffix, x):
-            i, token = x
-            hidden, suffix = decoder.decode(jnp.full(n, token), prompt, jnp.array(1), suffix, jnp.full(n, i))
-            return suffix, hidden
+        def step(memory, token):
+            logits, memory = model.advance(memory, jnp.full(n, token), jnp.ones(n, bool))
+            return memory, logits
 
-        _, later = jax.lax.scan(step, suffix, (jnp.arange(len(ids) - 1), ids[1:]))
-        hidden = jnp.concatenate([jnp.broadcast_to(hidden[:, :1], (1, n, config.hidden_size)), later])
-        return jax.nn.log_softmax(decoder.logits(hidden))
+        _, later = jax.lax.scan(step, memory, ids[1:])
+        return jax.nn.log_softmax(jnp.concatenate([logits[None], later]))
 
     log_probs = np.asarray(decode(decoder, ids), np.float64)
     for particle in range(n):
