@@ -15,7 +15,7 @@ from rich.progress import Progress, TextColumn
 
 from posterity.inference import checkpoint as checkpoints
 from posterity.inference.checkpoint import Checkpoint, Kept
-from posterity.ppl.component import State
+from posterity.ppl.component import State, complaint
 from posterity.ppl.effects import followed, isolated, loop
 from posterity.ppl.population import Population, normalise
 from posterity.ppl.posterior import Posterior
@@ -241,5 +241,7 @@ def _is_key(key: object) -> bool:
 
 def _check(posterior: Posterior, program: Program) -> None:
     if not isinstance(posterior.invalid, Tracer) and int(posterior.invalid):
+        if why := complaint(posterior.values):
+            raise ValueError(f"{program}: {why}")
         when = f"step {int(posterior.steps)}" if int(posterior.steps) else "the initial law"
         raise ValueError(f"{program}: {int(posterior.invalid)} of {len(posterior)} log potentials were NaN or +inf at {when}; each must be finite or -inf")

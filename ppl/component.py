@@ -24,6 +24,10 @@ class Component(abc.ABC):
 
     ended: Array  # bool []: nothing more can happen to this component
 
+    def complaint(self) -> str | None:
+        """Why the batch behind this component, as queries see it, could not go on; None when nothing was wrong."""
+        return None
+
 
 class State(abc.ABC):
     """The batch behind n components, a pytree."""
@@ -39,6 +43,10 @@ class State(abc.ABC):
     @abc.abstractmethod
     def select(self, ancestors: Array) -> Self:
         """The batch whose i-th member is a copy of member `ancestors[i]`."""
+
+    def sound(self) -> Array | None:
+        """Whether the batch could take its last step, bool []; None when nothing can stop it. Where False all particles stand still."""
+        return None
 
 
 class Source(Protocol):
@@ -103,6 +111,17 @@ def advance(states: Sequence[Any], after: Sequence[Any], sources: Sequence[Sourc
 def select(states: Sequence[Any], ancestors: Array) -> list[Any]:
     """Batches whose i-th member is a copy of member `ancestors[i]`."""
     return [state.select(ancestors) if isinstance(state, State) else state[ancestors] for state in states]
+
+
+def sound(states: Sequence[Any]) -> Array | None:
+    """Whether all batches could take their last step, bool []; None when nothing can stop them."""
+    found = [is_sound for state in states if isinstance(state, State) and (is_sound := state.sound()) is not None]
+    return jnp.all(jnp.stack(found)) if found else None
+
+
+def complaint(values: Any) -> str | None:
+    """Why a batch among `values`, what queries see of components among them, could not go on; None when nothing was wrong."""
+    return next((why for part in parts(values) if (why := part.complaint())), None)
 
 
 def check_places(name: str, before: Sequence[Any], after: Sequence[Any]) -> None:

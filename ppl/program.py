@@ -207,6 +207,8 @@ class FunctionProgram:
             key, jnp.arange(active.shape[0]), particles.choices, component.views(particles.carry), particles.time, active, given
         )
         carry = component.advance(particles.carry, after, sources, active)
+        if (sound := component.sound(carry)) is not None:
+            log_potential = jnp.where(sound, log_potential, jnp.nan)  # algorithms stop at a potential that is no number
         time = particles.time + (1 if together else active.astype(jnp.int32))
         return Particles(particles.choices, carry, time, particles.ended | (active & ended)), log_potential, drawn, log_prior
 

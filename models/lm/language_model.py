@@ -10,8 +10,10 @@ import numpy as np
 from flax import nnx, struct
 from jax import Array
 
+from posterity.models.lm.cache import CachedDecoder
 from posterity.models.lm.config import DecoderConfig
 from posterity.models.lm.decoder import Decoder
+from posterity.models.lm.model import Model
 from posterity.models.lm.text import Text, TextSource
 from posterity.models.lm.tokenizer import Tokenizer
 
@@ -28,36 +30,60 @@ class Prompt:
 
 @struct.dataclass
 class LanguageModel:
-    """A decoder with its tokenizer. A pytree whose leaves are the weights: pass it to programs as an argument."""
+    """A model with its tokenizer. A pytree whose leaves are the weights: pass it to programs as an argument."""
 
-    weights: Any
-    graph: Any = struct.field(pytree_node=False)
+    weights: Any  # of a module, its parameters; any other model itself
+    graph: Any = struct.field(pytree_node=False)  # of a module, its structure; else None
     tokenizer: Tokenizer = struct.field(pytree_node=False)
     name: str = struct.field(pytree_node=False)
     extract: Callable[[str], str] = struct.field(pytree_node=False, default=str.strip)  # the answer in a generated text
 
     @classmethod
-    def of(cls, decoder: Decoder, tokenizer: Tokenizer, name: str, extract: Callable[[str], str] = str.strip) -> Self:
-        """A language model of a decoder and the tokenizer it was trained with.
+    def of(cls, model: Decoder | Model, tokenizer: Tokenizer, name: str, extract: Callable[[str], str] = str.strip) -> Self:
+        """A language model of a decoder, or any other `Model`, and the tokenizer it was trained with.
 
         Raises:
           ValueError: when the vocabularies differ in size.
         """
-        if tokenizer.vocab_size != decoder.config.vocab_size:
-            raise ValueError(f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the decoder {decoder.config.vocab_size}")
-        graph, weights = nnx.split(decoder)
+        size = model.config.vocab_size if isinstance(model, Decoder) else model.vocab_size
+        if tokenizer.vocab_size != size:
+            raise ValueError(f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the {'decoder' if isinstance(model, Decoder) else 'model'} {size}")
+        if not isinstance(model, nnx.Module):
+            return cls(model, None, tokenizer, name, extract)
+        graph, weights = nnx.split(model)
         return cls(nnx.to_pure_dict(weights), graph, tokenizer, name, extract)
 
     def __repr__(self) -> str:
-        return f"LanguageModel({self.name!r}, {self.parameters:,} parameters, {self.config.vocab_size:,} tokens)"
+        return f"LanguageModel({self.name!r}, {self.parameters:,} parameters, {self.tokenizer.vocab_size:,} tokens)"
 
     @property
-    def decoder(self) -> Decoder:
-        return nnx.merge(self.graph, self.weights)
+    def decoder(self) -> Any:
+        """The model as it was given: a `Decoder`, or what else it is."""
+        return self.weights if self.graph is None else nnx.merge(self.graph, self.weights)
 
     @property
     def config(self) -> DecoderConfig:
         return self.decoder.config
+
+    @property
+    def context_length(self) -> int:
+        """The largest number of tokens that a text may have, prompt included."""
+        return self.model().context_length
+
+    def model(self, pool: int | None = None) -> Model:
+        """The model with its memory; a decoder's is a cache whose pool has room for `pool` generated tokens.
+
+        Raises:
+          ValueError: for a pool that is not positive, or for a model that has none.
+        """
+        decoder = self.decoder
+        if pool is not None and pool < 1:
+            raise ValueError(f"{self.name}: pool must be at least 1 token, got {pool}")
+        if isinstance(decoder, Decoder):
+            return CachedDecoder(decoder, pool)
+        if pool is not None:
+            raise ValueError(f"{self.name}: a {type(decoder).__name__} has no pool of tokens; leave pool out")
+        return decoder
 
     @property
     def parameters(self) -> int:
@@ -72,15 +98,24 @@ class LanguageModel:
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise ValueError(f"{self.name}: the prompt is empty; give at least one token of text")
-        if len(tokens) >= self.config.context_length:
-            context = f"the model's context of {self.config.context_length}"
-            wrong = f"more than {context}" if len(tokens) > self.config.context_length else f"which fill {context}, with no room for one more"
+        if len(tokens) >= self.context_length:
+            context = f"the model's context of {self.context_length}"
+            wrong = f"more than {context}" if len(tokens) > self.context_length else f"which fill {context}, with no room for one more"
             raise ValueError(f"{self.name}: the prompt has {len(tokens)} tokens, {wrong}")
-        padded = min(-(-len(tokens) // PROMPT_BUCKET) * PROMPT_BUCKET, self.config.context_length)
+        padded = min(-(-len(tokens) // PROMPT_BUCKET) * PROMPT_BUCKET, self.context_length)
         return Prompt(np.pad(np.asarray(tokens, np.int32), (0, padded - len(tokens))), np.int32(len(tokens)))
 
-    def start(self, prompt: str | Prompt) -> Text:
+    def start(self, prompt: str | Prompt, *, pool: int | None = None) -> Text:
         """A text that begins with `prompt`: the state component of a program's scan.
+
+        Args:
+          prompt: a text, or what `lm.prompt` made of one (an array argument, so that another prompt does not recompile).
+          pool: for how many generated tokens, of all particles together, there is memory. By default for all that could be: particles times
+            steps. Resampled particles share their pasts and need much less (`text.memory()` of a finished text says how much);
+            a run that needs more than it was given stops before the step, with an error that says what it would need.
+
+        Raises:
+          ValueError: for a prompt that does not fit, or a pool that the model has no use for.
 
         >>> import jax, posterity as po
         >>> lm = po.load("abacus")
@@ -95,7 +130,8 @@ class LanguageModel:
         """
         if isinstance(prompt, str):
             prompt = self.prompt(prompt)
-        return TextSource(self, prompt).begin()
+        self.model(pool)
+        return TextSource(self, prompt, pool).begin()
 
     def tokens_containing(self, text: str) -> Array:
         """Which tokens write `text` (as bytes), bool [vocab]."""

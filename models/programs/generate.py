@@ -34,9 +34,9 @@ def generate(lm: LanguageModel, prompt: str, *, max_tokens: int = 64, temperatur
     if stop == "":
         raise ValueError("generate: stop must not be empty; leave it out to stop at the model's end tokens only")
     tokens = lm.prompt(prompt)
-    if tokens.length + max_tokens > lm.config.context_length:
+    if tokens.length + max_tokens > lm.context_length:
         raise ValueError(
-            f"generate: a prompt of {tokens.length} tokens and max_tokens={max_tokens} do not fit the context of {lm.name}, {lm.config.context_length} tokens"
+            f"generate: a prompt of {tokens.length} tokens and max_tokens={max_tokens} do not fit the context of {lm.name}, {lm.context_length} tokens"
         )
     table = stop_automaton(lm.tokenizer, stop.encode()) if stop else None
     return sampled_text(lm, tokens, checked_temperature("generate", temperature), table, max_tokens)

@@ -1,0 +1,239 @@
+"""The genealogical cache: a decoder's keys and values of n texts that share a prompt and, by resampling, much of what follows.
+
+The prompt is held once and read by one matrix product for all texts. What follows lies in the pages of one pool: see
+`pages.py`. During a forward pass the cache is only read; the new tokens' keys and values of all layers are written at its end,
+so that a loop that carries the cache changes it in place.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from posterity.models.lm import attention
+from posterity.models.lm.attention import KeysValues
+from posterity.models.lm.decoder import Decoder
+from posterity.models.lm.pages import NOWHERE, Pages
+
+CHUNK = 128  # tokens of a prompt that go through the decoder together: what prefill holds beside keys and values is bounded by it
+PAGE = 8  # tokens, read together; with 16 a step's attention is a tenth faster and the pool a third larger
+
+
+@struct.dataclass
+class Prefill:
+    """A prompt on its way through the decoder, chunk by chunk: the chunk's tokens stand where a step has its texts."""
+
+    kept: list[KeysValues]  # a layer each: keys [kv heads, size, P], values [kv heads, P, size]
+    start: Int[Array, ""]  # the chunk's first position
+
+    def attend(self, i: int, query: Array, new: KeysValues, *, scale: float, window: int | None = None, softcap: float | None = None) -> tuple[Array, Self]:
+        """What a chunk's queries [t, 1, heads, size] of layer i read, [t, 1, heads * size]; its keys and values [t, 1, kv heads, size] are kept."""
+        t, _, heads, size = query.shape
+        keys = jax.lax.dynamic_update_slice(self.kept[i].keys, new.keys[:, 0].transpose(1, 2, 0), (0, 0, self.start))
+        values = jax.lax.dynamic_update_slice(self.kept[i].values, new.values[:, 0].swapaxes(0, 1), (0, self.start, 0))
+        visible = attention.seen(self.start + jnp.arange(t)[:, None], jnp.arange(keys.shape[2]), window)
+        read = attention.shared(query[:, 0], keys, values, visible, scale=scale, softcap=softcap).mean
+        kept = [*self.kept[:i], KeysValues(keys, values), *self.kept[i + 1 :]]
+        return read.reshape(t, 1, heads * size).astype(query.dtype), replace(self, kept=kept)
+
+
+@struct.dataclass
+class Cache:
+    """The memory of n texts."""
+
+    prompt: list[KeysValues]  # a layer each: keys [kv heads, size, P], values [kv heads, P, size]
+    prompt_length: Int[Array, ""]
+    pages: Pages
+    # As the products want them: with keys as [page, size] their scores take three times as long. All layers of a page lie together.
+    keys: Float[Array, "pages layers kv_heads size page"]
+    values: Float[Array, "pages layers kv_heads page size"]
+
+    def select(self, ancestors: Int[Array, " m"]) -> Self:
+        """Copies of the texts `ancestors`: tables and lengths move, keys and values stay. More texts than before get a larger pool."""
+        n, m = self.pages.table.shape[0], ancestors.shape[0]
+        more = 0 if m <= n else -(-self.pages.capacity * m // n) - self.pages.capacity
+        pages = replace(self.pages, counts=jnp.pad(self.pages.counts, (0, more)))
+        keys, values = (jnp.pad(x, ((0, more), *((0, 0),) * 4)) if more else x for x in (self.keys, self.values))
+        return replace(self, pages=pages.select(ancestors), keys=keys, values=values)
+
+    def rewind(self, lengths: Int[Array, " n"]) -> Self:
+        """The texts cut to their first `lengths` generated tokens."""
+        return replace(self, pages=self.pages.rewind(lengths))
+
+    def bytes(self) -> dict[str, Array]:
+        """What is held. "lacking" is there only when the pool could be too small: more than 0 once it was, and the texts stood still."""
+        pages, (n, width) = self.pages, self.pages.table.shape
+        page = self.keys[0].nbytes + self.values[0].nbytes
+        token = page // pages.size
+        prompt = sum(x.nbytes for x in jax.tree.leaves(self.prompt))
+        held = {"used": pages.used, "peak": pages.peak, "reserved": pages.capacity, "lacking": pages.lacking}
+        if pages.capacity >= n * width:
+            del held["lacking"]  # even without any sharing there is room
+        beside = {"used": prompt, "peak": prompt, "reserved": prompt}
+        held = {name: jnp.asarray(count, jnp.float32) * page + beside.get(name, 0) for name, count in held.items()}
+        held["prompt"] = jnp.asarray(prompt, jnp.float32)
+        return held | {"dense": jnp.sum(self.prompt_length + pages.lengths).astype(jnp.float32) * token, "token": jnp.asarray(token, jnp.float32)}
+
+
+@struct.dataclass
+class Reading:
+    """A cache during one forward pass: read only, with the new keys and values beside it."""
+
+    cache: Cache
+    length: Int[Array, ""]  # of the longest text that takes part, tokens
+    new: tuple[KeysValues, ...] = ()  # of the layers so far, each [n, 1, kv heads, size]
+
+    def attend(self, i: int, query: Array, new: KeysValues, *, scale: float, window: int | None = None, softcap: float | None = None) -> tuple[Array, Self]:
+        """What queries [n, 1, heads, size] of layer i read of the prompt, of their text's tokens and of themselves, [n, 1, heads * size]."""
+        n, _, heads, size = query.shape
+        cache, lengths = self.cache, self.cache.pages.lengths
+        shared, kv_heads = cache.prompt[i], new.keys.shape[2]
+        positions = jnp.arange(shared.keys.shape[2])
+        visible = attention.seen((cache.prompt_length + lengths)[:, None], positions, window) & (positions < cache.prompt_length)
+
+        def page(j):
+            numbers = jnp.minimum(jax.lax.dynamic_index_in_dim(cache.pages.table, j, 1, keepdims=False), cache.pages.capacity - 1)
+            positions = j * cache.pages.size + jnp.arange(cache.pages.size)
+            own = (positions < lengths[:, None]) & attention.seen(lengths[:, None], positions, window)
+            return _layer(cache.keys, numbers, i), _layer(cache.values, numbers, i), own
+
+        options = {"scale": scale, "softcap": softcap}
+        read = attention.merge(
+            [
+                attention.shared(query[:, 0], shared.keys, shared.values, visible, **options),
+                attention.in_stretches(query[:, 0], page, -(-self.length // cache.pages.size), kv_heads, **options),
+                attention.itself(query[:, 0], new.keys[:, 0], new.values[:, 0], **options),
+            ]
+        )
+        return read.reshape(n, 1, heads * size).astype(query.dtype), replace(self, new=(*self.new, new))
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedDecoder:
+    """A decoder as a `Model` whose memory is a `Cache`. Texts that have ended cost nothing once at most a quarter of them is left.
+
+    The pool has room for every text's every token (n * steps), whatever resampling does, so that it never overflows; `pool`
+    tokens in its place bound the memory of particles that resampling keeps related.
+    """
+
+    decoder: Decoder
+    pool: int | None = None  # tokens
+    page: int = PAGE  # tokens
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.config.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return self.decoder.config.context_length
+
+    def start(self, tokens: Int[Array, " padded"], length: Int[Array, ""], n: int, steps: int) -> tuple[Float[Array, "n vocab"], Cache]:
+        """The prompt through the decoder once, in chunks; logits of its last token only."""
+        config = self.decoder.config
+        chunk = min(CHUNK, tokens.shape[0])
+        padded = -(-tokens.shape[0] // chunk) * chunk
+        tokens = jnp.pad(tokens, (0, padded - tokens.shape[0]))
+        dtype = jax.eval_shape(self.decoder.embedded, tokens, tokens).dtype
+        size = config.head_dim
+        empty = KeysValues(*(jnp.zeros((config.num_kv_heads, *shape), dtype) for shape in ((size, padded), (padded, size))))
+
+        def read(j, carry):
+            kept, _ = carry
+            start = j * chunk
+            own = jax.lax.dynamic_slice(tokens, (start,), (chunk,))
+            hidden, memory = self.decoder.decode(own, start + jnp.arange(chunk), Prefill(kept, start))
+            return memory.kept, hidden[jnp.clip(length - 1 - start, 0, chunk - 1)]
+
+        chunks = -(-length // chunk)
+        kept, hidden = jax.lax.fori_loop(0, chunks, read, ([empty] * config.num_layers, jnp.zeros(config.hidden_size, dtype)))
+        logits = self.decoder.logits(hidden[None])
+        width = -(-steps // self.page)
+        capacity = n * width if self.pool is None else min(-(-self.pool // self.page), n * width)
+        pages = Pages.empty(n, max(steps, 1), max(capacity, 1), self.page)
+        keys, values = (jnp.zeros((pages.capacity, config.num_layers, config.num_kv_heads, *shape), dtype) for shape in ((size, self.page), (self.page, size)))
+        return jnp.broadcast_to(logits, (n, logits.shape[1])), Cache(kept, jnp.asarray(length), pages, keys, values)
+
+    def advance(self, memory: Cache, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Float[Array, "n vocab"], Cache]:
+        """One forward pass over one token of each active text. Nothing moves when the pool has no room for them."""
+        pages, writes = memory.pages.push(active)
+        pool = memory.keys, memory.values
+        if pages.size > 1:
+            pool = _copied(pool, writes.sources, writes.targets)
+        reading = replace(memory, pages=replace(pages, lengths=memory.pages.lengths), keys=pool[0], values=pool[1])
+        graph, weights = nnx.split(self.decoder)
+
+        def everyone(weights, cache, tokens, active):
+            return forward(nnx.merge(graph, weights), cache, tokens, active)
+
+        few = active.shape[0] // 4
+        whole = everyone if few < 8 else alone(functools.partial(_by_number, everyone, few), everyone)
+        hidden, new = whole(weights, reading, tokens, writes.pages < NOWHERE)
+        keys = pool[0].at[writes.pages, :, :, :, writes.offsets].set(new.keys, mode="drop")
+        values = pool[1].at[writes.pages, :, :, writes.offsets].set(new.values, mode="drop")
+        return self.decoder.logits(hidden), replace(memory, pages=pages, keys=keys, values=values)
+
+
+def forward(decoder: Decoder, cache: Cache, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Array, KeysValues]:
+    """Hidden states [n, hidden] of the active texts' next tokens, and their keys and values [n, layers, kv heads, size]; the cache stays as it is."""
+    lengths = cache.pages.lengths
+    longest = jnp.max(jnp.where(active, lengths, 0))
+    hidden, reading = decoder.decode(tokens, cache.prompt_length + lengths, Reading(cache, longest))
+    return hidden, KeysValues(*(jnp.concatenate(part, axis=1) for part in zip(*reading.new, strict=True)))
+
+
+def _by_number(everyone: Callable, few: int, weights: Any, cache: Cache, tokens: Array, active: Array) -> tuple[Array, KeysValues]:
+    """The pass over all texts, or, when at most `few` are active, over these alone: only their tokens, tables and lengths are moved to the front."""
+    order = jnp.argsort(~active, stable=True)
+    front, place = order[:few], jnp.minimum(jnp.argsort(order), few - 1)
+
+    def compacted():
+        pages = replace(cache.pages, table=cache.pages.table[front], lengths=cache.pages.lengths[front])
+        found = everyone(weights, replace(cache, pages=pages), tokens[front], active[front])
+        return jax.tree.map(lambda x: x[place], found)
+
+    return jax.lax.cond(jnp.sum(active) <= few, compacted, lambda: everyone(weights, cache, tokens, active))
+
+
+def alone(function: Callable, mapped: Callable) -> Callable:
+    """`function`, and under `vmap` (over prompts, say) `mapped`, which means the same: there every branch of a condition is computed, and loops copy."""
+    chosen = jax.custom_batching.custom_vmap(function)
+
+    @chosen.def_vmap
+    def rule(size, batched, *args):
+        out = jax.vmap(mapped, in_axes=jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched)), axis_size=size)(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return chosen
+
+
+def _layer(pool: Array, pages: Array, layer: int) -> Array:
+    """One layer of pages [n]: rows of a matrix, as gathering those is three times faster than gathering from more axes."""
+    rows = pool.reshape(pool.shape[0] * pool.shape[1], -1).at[pages * pool.shape[1] + layer].get(mode="promise_in_bounds")
+    return rows.reshape(-1, *pool.shape[2:])
+
+
+def _copy_each(pool: tuple[Array, Array], sources: Array, targets: Array) -> tuple[Array, Array]:
+    """The pool after its pages `sources` [n] were copied to `targets`, those that are not NOWHERE, one after the other."""
+    order = jnp.argsort(targets)
+
+    def copy(i, pool):
+        row = order[i]
+        return jax.tree.map(lambda x: x.at[targets[row]].set(x[sources[row]]), pool)
+
+    return jax.lax.fori_loop(0, jnp.sum(targets < NOWHERE), copy, pool)
+
+
+def _copy_together(pool: tuple[Array, Array], sources: Array, targets: Array) -> tuple[Array, Array]:
+    """The same at once."""
+    return jax.tree.map(lambda x: x.at[targets].set(x[sources], mode="drop"), pool)
+
+
+_copied = alone(_copy_each, _copy_together)

@@ -1,0 +1,166 @@
+"""The genealogical cache against recomputing every text from scratch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from posterity.models.lm.cache import CachedDecoder
+from posterity.models.lm.config import DecoderConfig
+from posterity.models.lm.decoder import Decoder
+from posterity.models.lm.next_token import NextToken
+
+VOCAB, PROMPT, N, STEPS = 11, 6, 5, 12
+LLAMA = DecoderConfig(VOCAB, 16, 24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, context_length=64)
+WINDOWED = DecoderConfig(VOCAB, 16, 24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, context_length=64, windows=(None, 5), attention_softcap=2.0)
+
+
+@functools.cache
+def model(config: DecoderConfig, **options: int) -> tuple:
+    """A decoder with weights far from uniform, and its compiled start, advance and recomputation."""
+    decoder = Decoder(config, rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(decoder)
+    weights = jax.tree.map(lambda x: 12.0 * x if x.ndim == 2 else x, weights)
+
+    def cached(weights):
+        return CachedDecoder(nnx.merge(graph, weights), **options)
+
+    start = jax.jit(lambda weights, tokens, length: cached(weights).start(tokens, length, N, STEPS))
+    advance = jax.jit(lambda weights, memory, tokens, active: cached(weights).advance(memory, tokens, active))
+
+    @jax.jit
+    def recomputed(weights, tokens, lengths):
+        decoder = nnx.merge(graph, weights)
+        return decoder.logits(decoder(tokens)[0][jnp.arange(tokens.shape[0]), lengths - 1])
+
+    return tuple(functools.partial(f, weights) for f in (start, advance, recomputed))
+
+
+@jax.jit
+def sampled(logits, key):
+    return NextToken(logits).sample(key)
+
+
+@jax.jit
+def moved(memory, ancestors, lengths):
+    return memory.select(ancestors).rewind(lengths)
+
+
+def follow_a_genealogy(seed: int, config: DecoderConfig, page: int, events: int) -> None:
+    """Random tokens drawn from the law, rows that wait, ancestors and rewinds: the same logits, and tokens, as from whole sequences."""
+    start, advance, recomputed = model(config, page=page)
+    rng = np.random.default_rng(seed)
+    length = int(rng.integers(1, PROMPT + 1))
+    tokens = np.zeros((N, PROMPT + STEPS), np.int32)
+    tokens[:, :length] = rng.integers(VOCAB, size=length)
+    logits, memory = start(tokens[0, :PROMPT], length)
+    lengths = np.full(N, length)
+    np.testing.assert_allclose(logits, recomputed(tokens, lengths), atol=1e-4)
+    logits = np.array(logits)
+    for event in range(events):
+        active = (rng.random(N) < 0.8) & (lengths < length + STEPS)
+        key = jax.random.fold_in(jax.random.key(seed), event)
+        new = np.asarray(sampled(logits, key))
+        np.testing.assert_array_equal(new, sampled(recomputed(tokens, lengths), key))
+        tokens[np.flatnonzero(active), lengths[active]] = new[active]
+        lengths = lengths + active
+        found, memory = advance(memory, new, active)
+        exact = recomputed(tokens, lengths)
+        np.testing.assert_allclose(found[active], exact[active], atol=1e-4)
+        logits = np.where(active[:, None], found, logits)
+        if rng.random() < 0.5:
+            ancestors = rng.integers(N, size=N)
+            tokens, lengths, logits = tokens[ancestors], lengths[ancestors], logits[ancestors]
+            back = np.where(rng.random(N) < 0.3, rng.integers(1, STEPS, size=N), STEPS)
+            cut = (lengths - length > back) & (lengths > length)
+            lengths = np.where(cut, length + back, lengths)
+            tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, 0)
+            # The last token is taken in again: that gives the logits after it.
+            memory = moved(memory, ancestors, lengths - length - cut)
+            found, memory = advance(memory, tokens[np.arange(N), lengths - 1], cut)
+            logits = np.where(cut[:, None], found, logits)
+            np.testing.assert_allclose(logits, recomputed(tokens, lengths), atol=1e-4)
+
+
+@pytest.mark.parametrize(("config", "page"), [(LLAMA, 1), (WINDOWED, 3)], ids=["llama-1", "windowed-3"])
+def test_the_shared_cache_gives_the_logits_and_tokens_of_recomputing_every_text(config, page):
+    for seed in range(10):
+        follow_a_genealogy(seed, config, page, events=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("config", [LLAMA, WINDOWED], ids=["llama", "windowed"])
+def test_two_hundred_genealogies_give_the_logits_and_tokens_of_recomputing_every_text(config, page):
+    for seed in range(20 * page, 20 * page + 20):
+        follow_a_genealogy(seed, config, page, events=24)
+
+
+def test_memory_follows_the_genealogy():
+    start, advance, _ = model(LLAMA, page=1)
+    _, memory = start(np.arange(PROMPT), PROMPT)
+    token = 2 * 2 * 2 * 4 * 4  # keys and values, layers, kv heads, size, float32
+    assert float(memory.bytes()["used"]) == PROMPT * token
+    for _ in range(4):
+        _, memory = advance(memory, np.arange(N), np.ones(N, bool))
+    assert float(memory.bytes()["used"]) == (PROMPT + 4 * N) * token
+    memory = moved(memory, np.zeros(N, int), np.full(N, STEPS))
+    assert float(memory.bytes()["used"]) == (PROMPT + 4) * token
+    _, memory = advance(memory, np.arange(N), np.ones(N, bool))
+    held = {name: float(value) for name, value in memory.bytes().items()}
+    assert held["used"] == (PROMPT + 4 + N) * token
+    assert held["peak"] == (PROMPT + 4 * N) * token
+    assert held["dense"] == N * (PROMPT + 5) * token
+    assert held["reserved"] == (PROMPT + N * STEPS) * token
+
+
+def test_a_pool_that_is_too_small_stands_still_and_says_what_it_lacks():
+    start, advance, _ = model(LLAMA, page=1, pool=N + 2)
+    _, memory = start(np.arange(PROMPT), PROMPT)
+    _, memory = advance(memory, np.arange(N), np.ones(N, bool))
+    assert float(memory.bytes()["lacking"]) == 0
+    _, after = advance(memory, np.arange(N), np.ones(N, bool))
+    token = float(after.bytes()["token"])
+    assert float(after.bytes()["lacking"]) == (N - 2) * token
+    assert float(after.bytes()["used"]) == float(memory.bytes()["used"])
+
+
+def test_a_long_prompt_goes_through_in_chunks(monkeypatch):
+    monkeypatch.setattr("posterity.models.lm.cache.CHUNK", 4)
+    start, _, recomputed = model.__wrapped__(WINDOWED)
+    tokens = np.random.default_rng(0).integers(VOCAB, size=(N, 23))
+    for length in (1, 4, 5, 23):
+        logits, memory = start(tokens[0], length)
+        np.testing.assert_allclose(logits[0], recomputed(tokens, np.full(N, length))[0], atol=1e-4)
+        assert memory.prompt[0].keys.shape == (2, 4, 24)
+
+
+def test_the_few_texts_that_are_left_are_computed_alone_and_right():
+    n, config = 32, LLAMA
+    decoder = Decoder(config, rngs=nnx.Rngs(1))
+
+    @nnx.jit
+    def after(decoder, tokens, active):
+        cached = CachedDecoder(decoder, page=2)
+        _, memory = cached.start(jnp.arange(4), jnp.asarray(4), n, 4)
+        found = []
+        for t in range(3):
+            logits, memory = cached.advance(memory, tokens[:, 4 + t], active[t])
+            found.append(logits)
+        lengths = 4 + jnp.cumsum(jnp.stack(active), axis=0)
+        return jnp.stack(found), lengths, memory.pages.lengths
+
+    rng = np.random.default_rng(0)
+    tokens = np.concatenate([np.tile(np.arange(4), (n, 1)), rng.integers(VOCAB, size=(n, 3))], axis=1)
+    active = [np.ones(n, bool), rng.permutation(n) < 8, np.zeros(n, bool)]
+    active[2][np.flatnonzero(active[1])[:5]] = True
+    found, lengths, held = after(decoder, tokens, active)
+    np.testing.assert_array_equal(held, lengths[-1] - 4)
+    hidden, _ = decoder(jnp.asarray(tokens))
+    exact = np.asarray(decoder.logits(hidden))
+    for t in range(3):
+        rows = np.flatnonzero(active[t])
+        np.testing.assert_allclose(found[t][rows], exact[rows, 4 + t], atol=1e-5)
