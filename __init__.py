@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from posterity.inference.smc.smc import smc
     from posterity.inference.smc.smc2 import smc2
     from posterity.inference.smc.tempering import tempering
-    from posterity.models.lm.load import load
+    from posterity.models.lm.load import load, load_classifier
     from posterity.models.programs import kalman
     from posterity.ppl.chunk import chunk
     from posterity.ppl.delay import delay
@@ -90,6 +90,7 @@ __all__ = [
     "key",
     "lift",
     "load",
+    "load_classifier",
     "lookahead",
     "marginalise",
     "mixture",
@@ -143,7 +144,7 @@ _HOMES = {
     "inference.smc.smc": ["smc"],
     "inference.smc.smc2": ["smc2"],
     "inference.smc.tempering": ["tempering"],
-    "models.lm.load": ["load"],
+    "models.lm.load": ["load", "load_classifier"],
     "ppl.chunk": ["chunk"],
     "ppl.delay": ["delay"],
     "ppl.describe": ["describe", "trace"],
