@@ -196,7 +196,7 @@ def _named(function: Any) -> str:
         return f"{function.__module__}.{function.__qualname__}"
     leaves = jax.tree.leaves(function)
     if leaves and all(isinstance(leaf, Array | np.ndarray | float) for leaf in leaves):
-        return str([float(x) if np.size(x) == 1 else _sums([jnp.asarray(x)]) for x in leaves])
+        return str([float(np.asarray(x).item()) if np.size(x) == 1 else _sums([jnp.asarray(x)]) for x in leaves])
     return _anywhere(str(function))
 
 

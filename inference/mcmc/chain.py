@@ -1,9 +1,10 @@
 """A Markov chain run for some draws, and the questions one asks of its draws."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,13 @@ import numpy as np
 from flax import struct
 from jax import Array
 from jax.core import Tracer
+from jax.tree_util import Partial
+from jaxtyping import PRNGKeyArray
 
-from posterity.inference.blocks import Moved
-from posterity.ppl.effects import loop
+from posterity.inference import checkpoint as checkpoints
+from posterity.inference.checkpoint import Checkpoint
+from posterity.inference.drive import check_counts, check_key, in_stretches
+from posterity.ppl.effects import followed, isolated, loop
 from posterity.ppl.queries import Weighted
 
 
@@ -65,26 +70,105 @@ class Chain(Weighted):
             raise ValueError(f"no posterior to query: in {len(self)} draws the chain found no state that the potentials allow; more draws or particles may")
 
 
+class Links(NamedTuple):
+    """A chain under way."""
+
+    key: PRNGKeyArray
+    time: Array  # [] moves made
+    state: Any
+    values: Any  # a pytree with leading axis draws; zeros for those to come
+    allowed: Array  # [draws] bool
+    accepted: Array  # [draws] bool
+    invalid: Array  # []
+
+
 def chain(
-    key: Array, start: Any, step: Callable[[Array, Any], tuple[Any, Moved]], read: Callable[[Any], tuple[Any, Array]], *, draws: int, warmup: int
+    key: PRNGKeyArray,
+    program: Any,
+    start: Partial,
+    step: Partial,
+    read: Partial,
+    *,
+    draws: int,
+    warmup: int,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Chain:
-    """Runs `step(key, state) -> (state, moved)` from `start`; keeps `draws` states after `warmup` as `read` gives them.
+    """Runs `step(key, state) -> (state, moved)` from `start(key, key)`; keeps `draws` states after `warmup` as `read` gives them.
 
-    `read(state)` is a pytree and whether the state is allowed at all (bool). The chain is one of a batch of one.
+    `read(state)` is a pytree and whether the state is allowed at all (bool). The chain is one of a batch of one; the functions
+    are `jax.tree_util.Partial`s, whose arguments are data. `program` is shown, and told in checkpoints.
     """
+    check_key(key)
+    check_counts(draws=(draws, 1), warmup=(warmup, 0))
+    if checkpoint is not None:
+        checkpoints.check(checkpoint, key, start, step, read)
+    if progress or checkpoint is not None:
+        kept = checkpoint and checkpoints.keep(checkpoint, _about(key, program, start, step, draws, warmup))
+        links = jax.jit(_begin, static_argnames="draws")(key, start, read, draws)
+        goes = functools.partial(jax.jit(_going), moves=draws + warmup)
+        stretch = jax.jit(_stretch, donate_argnames="links")
+        links = in_stretches(links, goes, stretch, (step, read, warmup), shown=Shown(program, draws + warmup), progress=progress, kept=kept)
+        found = jax.jit(_finish)(links)
+    else:
+        found = (_whole.__wrapped__ if followed() else _whole)(key, start, step, read, draws, warmup)  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
+    if not isinstance(found.invalid, Tracer) and int(found.invalid):
+        raise ValueError(f"{program}: {int(found.invalid)} proposals had a log potential that was NaN or +inf; each must be finite or -inf")
+    return found
 
-    def once(run):
-        time, state, kept, allowed, accepted, invalid = run
-        state, moved = step(jax.random.fold_in(key, time), state)
-        value, possible = read(state)
-        row = jnp.where(time < warmup, draws, time - warmup)  # beyond the end: dropped
-        kept, allowed, accepted = jax.tree.map(
-            lambda rows, x: rows.at[row].set(x, mode="drop"), (kept, allowed, accepted), (value, possible, moved.accepted[0])
-        )
-        return time + 1, state, kept, allowed, accepted, invalid + jnp.sum(moved.invalid, dtype=jnp.int32)
 
-    blank = jax.tree.map(lambda x: jnp.zeros((draws, *x.shape), x.dtype), jax.eval_shape(lambda: read(start)[0]))
+class Shown(NamedTuple):
+    """What a progress bar says."""
+
+    program: Any
+    length: int
+
+    def __repr__(self) -> str:
+        return repr(self.program)
+
+
+def _about(key: PRNGKeyArray, program: Any, start: Partial, step: Partial, draws: int, warmup: int) -> dict[str, Any]:
+    about = checkpoints.describe(key, program, draws, start, step, warmup=warmup)
+    return {"draws" if name == "n" else name: value for name, value in about.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("draws", "warmup"))
+def _whole(key: PRNGKeyArray, start: Partial, step: Partial, read: Partial, draws: int, warmup: int) -> Chain:
+    return _finish(_stretch(_begin(key, start, read, draws), step, read, warmup, draws + warmup, limit=draws + warmup))
+
+
+def _begin(key: PRNGKeyArray, start: Partial, read: Partial, draws: int) -> Links:
+    init_key, run_key, chain_key = jax.random.split(key, 3)
+    with isolated():
+        state = start(init_key, run_key)
+        blank = jax.tree.map(lambda x: jnp.zeros((draws, *x.shape), x.dtype), jax.eval_shape(lambda: read(state)[0]))
     none, never = jnp.zeros((), jnp.int32), jnp.zeros(draws, bool)
-    _, _, values, allowed, accepted, invalid = loop(lambda run: run[0] < warmup + draws, once, (none, start, blank, never, never, none), limit=warmup + draws)
+    return Links(chain_key, none, state, blank, never, never, none)
+
+
+def _going(links: Links, moves: Array | int) -> Array:
+    return links.time < moves
+
+
+def _stretch(links: Links, step: Partial, read: Partial, warmup: Array | int, until: Array | int, *, limit: int = 0) -> Links:
+    """The chain when `until` moves are made, or all; `limit` is for who follows every turn."""
+    draws = links.allowed.shape[0]
+
+    def once(links: Links) -> Links:
+        with isolated():
+            state, moved = step(jax.random.fold_in(links.key, links.time), links.state)
+            value, possible = read(state)
+        row = jnp.where(links.time < warmup, draws, links.time - warmup)  # beyond the end: dropped
+        values, allowed, accepted = jax.tree.map(
+            lambda rows, x: rows.at[row].set(x, mode="drop"), (links.values, links.allowed, links.accepted), (value, possible, moved.accepted[0])
+        )
+        return Links(links.key, links.time + 1, state, values, allowed, accepted, links.invalid + jnp.sum(moved.invalid, dtype=jnp.int32))
+
+    return loop(lambda links: links.time < jnp.minimum(until, draws + warmup), once, links, limit=limit)
+
+
+def _finish(links: Links) -> Chain:
+    allowed = links.allowed
     log_weights = jnp.where(allowed, -jnp.log(jnp.sum(allowed).astype(float)), -jnp.inf)
-    return Chain(values, log_weights, jnp.where(jnp.any(allowed) & (invalid == 0), jnp.nan, -jnp.inf), accepted, invalid)
+    log_evidence = jnp.where(jnp.any(allowed) & (links.invalid == 0), jnp.nan, -jnp.inf)
+    return Chain(links.values, log_weights, log_evidence, links.accepted, links.invalid)

@@ -1,7 +1,7 @@
 """Particle Gibbs and particle-independent Metropolis-Hastings (Andrieu, Doucet and Holenstein 2010): chains on whole trajectories."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jax.core import Tracer
+from jax.tree_util import Partial
 
 from posterity.inference.blocks import Moved, run
-from posterity.inference.drive import check_counts, check_key
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.mcmc.chain import Chain, chain
 from posterity.inference.mcmc.metropolis import accept, log_potential
 from posterity.inference.mcmc.pmmh import pmmh
@@ -22,7 +22,7 @@ from posterity.inference.retraced import retraced
 from posterity.inference.smc import conditional
 from posterity.inference.smc.backward import smoothed
 from posterity.inference.smc.resampling import Ancestors
-from posterity.ppl.effects import draw, isolated, particle_map
+from posterity.ppl.effects import draw, particle_map
 from posterity.ppl.program import Program, as_program, program
 
 
@@ -36,6 +36,8 @@ def particle_gibbs(
     ancestors: str = "ancestor",
     resampling: str | type[Ancestors] = "multinomial",
     exponents: Sequence[float] = (1.0,),
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Chain:
     """The posterior of whole trajectories by a chain whose every step is a conditional SMC given the trajectory before.
 
@@ -51,6 +53,7 @@ def particle_gibbs(
       ancestors, resampling: as in `conditional_smc`.
       exponents: with more than one, parallel tempering: a copy of the chain for each, its potentials raised to it; after every move neighbours may
         exchange their trajectories, by the ratio of what these would weigh. They fall from 1, the chain that is kept, and stay above 0.
+      progress, checkpoint: as in `smc`; a move of the chain is a step.
 
     Returns:
       A `Chain` of `Smoothed` (`value`, and `path`: the value at every time); accepted are the draws of which a part is new.
@@ -73,33 +76,33 @@ def particle_gibbs(
     >>> bool(jnp.all(abs(posterior["path"].expect() - jnp.array([0.0, 0.99, 1.94, 2.79])) < 0.1))
     True
     """
-    check_key(key)
-    check_counts(draws=(draws, 1), warmup=(warmup, 0))
     kept = recorded(program if ancestors == "trace" else retraced(program))
     conditional.checked(kept, ancestors, resampling)
     ladder = np.asarray(exponents, float)
     if ladder.ndim != 1 or ladder[:1].tolist() != [1.0] or not (np.diff(ladder) < 0).all() or not ladder[-1] > 0:
         raise ValueError(f"exponents must fall from 1 and stay above 0, got {exponents!r}")
-    result = _compiled(key, kept, jnp.asarray(ladder, float), n, draws, warmup, ancestors, resampling)
-    if not isinstance(result.invalid, Tracer) and int(result.invalid):
-        raise ValueError(f"{kept.inner}: in {int(result.invalid)} moves a log potential was NaN or +inf; each must be finite or -inf")
-    return result
+    step = Partial(_step_with(n, ancestors, resampling), kept, jnp.asarray(ladder, float))
+    start, read = Partial(_start, kept, jnp.asarray(ladder, float)), Partial(_read, kept)
+    return chain(key, kept.inner, start, step, read, draws=draws, warmup=warmup, progress=progress, checkpoint=checkpoint)
 
 
-@functools.partial(jax.jit, static_argnames=("n", "draws", "warmup", "ancestors", "resampling"))
-def _compiled(key: Array, program: Recorded, exponents: Array, n: int, draws: int, warmup: int, ancestors: str, resampling: Any) -> Chain:
-    init_key, run_key, chain_key = jax.random.split(key, 3)
+def _start(program: Recorded, exponents: Array, init_key: Array, run_key: Array) -> Trajectory:
+    return run(run_key, program, program.init(init_key, exponents.shape[0])[0], program.length)
 
-    def read(particles: Trajectory) -> tuple[Any, Array]:
-        states = jax.tree.map(lambda x, now: jnp.swapaxes(x, 0, 1) if now.ndim else x[0], particles.states, particles.now)
-        return jax.tree.map(lambda x: x[0], smoothed(program.inner, states)), log_potential(particles)[0] > -jnp.inf
 
-    def step(key: Array, particles: Trajectory) -> tuple[Trajectory, Moved]:
-        return move(key, program, particles, exponents, n=n, ancestors=ancestors, resampling=resampling)
+@functools.cache
+def _step_with(n: int, ancestors: str, resampling: Any) -> Callable:
+    """One object for these options: jit knows compiled code again by it."""
+    return functools.partial(_step, n=n, ancestors=ancestors, resampling=resampling)
 
-    with isolated():
-        start = run(run_key, program, program.init(init_key, exponents.shape[0])[0], program.length)
-        return chain(chain_key, start, step, read, draws=draws, warmup=warmup)
+
+def _step(program: Recorded, exponents: Array, key: Array, particles: Trajectory, **options: Any) -> tuple[Trajectory, Moved]:
+    return move(key, program, particles, exponents, **options)
+
+
+def _read(program: Recorded, particles: Trajectory) -> tuple[Any, Array]:
+    states = jax.tree.map(lambda x, now: jnp.swapaxes(x, 0, 1) if now.ndim else x[0], particles.states, particles.now)
+    return jax.tree.map(lambda x: x[0], smoothed(program.inner, states)), log_potential(particles)[0] > -jnp.inf
 
 
 def move(key: Array, program: Recorded, particles: Trajectory, exponents: Array, **options: Any) -> tuple[Trajectory, Moved]:
@@ -133,7 +136,16 @@ def exchanged(key: Array, log_likelihood: Array, exponents: Array) -> Array:
 
 
 def pimh(
-    key: Array, program: Program, *, n: int, draws: int, warmup: int = 0, resampling: str | type[Ancestors] = "systematic", threshold: float = 0.5
+    key: Array,
+    program: Program,
+    *,
+    n: int,
+    draws: int,
+    warmup: int = 0,
+    resampling: str | type[Ancestors] = "systematic",
+    threshold: float = 0.5,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Chain:
     """The posterior of a program by a chain that proposes one particle of a fresh SMC, and accepts it by the ratio of the evidence estimates.
 
@@ -144,7 +156,7 @@ def pimh(
       key: a `jax.random.key`.
       program: any program.
       n: the number of particles of each SMC.
-      draws, warmup: as in `particle_gibbs`.
+      draws, warmup, progress, checkpoint: as in `particle_gibbs`.
       resampling, threshold: of the SMC, as in `smc`.
 
     Returns:
@@ -174,6 +186,8 @@ def pimh(
         warmup=warmup,
         resampling=resampling,
         threshold=threshold,
+        progress=progress,
+        checkpoint=checkpoint,
     )
     return replace(found, values=found.values.value)
 

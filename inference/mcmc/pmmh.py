@@ -1,6 +1,5 @@
 """Particle marginal Metropolis-Hastings (Andrieu, Doucet and Holenstein 2010): a chain on parameters whose likelihood SMC estimates."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
-from jax.core import Tracer
+from jax.tree_util import Partial
 
 from posterity.inference.blocks import Moved, run
-from posterity.inference.drive import check_counts, check_key
+from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.mcmc.chain import Chain, chain
 from posterity.inference.mcmc.metropolis import accept
 from posterity.inference.smc.nested import Nested, NestedParticles, choose, nested
 from posterity.inference.smc.resampling import Ancestors
-from posterity.ppl.effects import draw, isolated, particle_map
+from posterity.ppl.effects import draw, particle_map
 from posterity.ppl.program import Program
 from posterity.ppl.transform import times
 
@@ -80,6 +79,8 @@ def pmmh(
     proposal: Callable[[Any], dist.Distribution] | None = None,
     resampling: str | type[Ancestors] = "systematic",
     threshold: float = 0.5,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Chain:
     """The posterior of parameters and of a model's value under them, by Metropolis-Hastings on SMC's estimates of the likelihood.
 
@@ -97,6 +98,7 @@ def pmmh(
         data in a `jax.tree_util.Partial` are arguments of the compiled code.
       resampling: of the inner SMC, as in `smc`.
       threshold: of the inner SMC, as in `smc`.
+      progress, checkpoint: as in `smc`; a move of the chain is a step.
 
     Returns:
       A `Chain` of `Draw`s (`parameters`, `value`).
@@ -118,24 +120,20 @@ def pmmh(
     True
     """
     program = nested(parameters, model, n=n, resampling=resampling, threshold=threshold)
-    check_key(key)
-    check_counts(draws=(draws, 1), warmup=(warmup, 0))
-    result = _compiled(key, program, proposes(parameters, proposal), draws, warmup)
-    if not isinstance(result.invalid, Tracer) and int(result.invalid):
-        raise ValueError(f"{program}: {int(result.invalid)} proposals had a log potential that was NaN or +inf; each must be finite or -inf")
-    return result
+    step, read = Partial(_step, program, proposes(parameters, proposal)), Partial(_read, program)
+    return chain(key, program, Partial(_start, program), step, read, draws=draws, warmup=warmup, progress=progress, checkpoint=checkpoint)
 
 
-@functools.partial(jax.jit, static_argnames=("draws", "warmup"))
-def _compiled(key: Array, program: Nested, proposal: Proposal | None, draws: int, warmup: int) -> Chain:
-    init_key, run_key, chain_key = jax.random.split(key, 3)
+def _start(program: Nested, init_key: Array, run_key: Array) -> NestedParticles:
+    return run(run_key, program, program.init(init_key, 1)[0], program.length)
 
-    def read(particles):
-        return jax.tree.map(lambda x: x[0], program.value(particles)), particles.log_weights[0] > -jnp.inf
 
-    with isolated():
-        start = run(run_key, program, program.init(init_key, 1)[0], program.length)
-        return chain(chain_key, start, lambda key, particles: move(key, program, particles, proposal=proposal), read, draws=draws, warmup=warmup)
+def _step(program: Nested, proposal: Proposal | None, key: Array, particles: NestedParticles) -> tuple[NestedParticles, Moved]:
+    return move(key, program, particles, proposal=proposal)
+
+
+def _read(program: Nested, particles: NestedParticles) -> tuple[Any, Array]:
+    return jax.tree.map(lambda x: x[0], program.value(particles)), particles.log_weights[0] > -jnp.inf
 
 
 def proposes(parameters: Program | dist.Distribution, proposal: Callable[[Any], dist.Distribution] | None) -> Proposal | None:

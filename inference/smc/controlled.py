@@ -1,6 +1,7 @@
 """Controlled SMC (Guarniero, Johansen and Lee 2017; Heng et al. 2020): a twist learned by backward regression, run by run."""
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from numpyro import handlers
 
 from posterity.inference import blocks
-from posterity.inference.drive import check_counts, check_key
+from posterity.inference import checkpoint as checkpoints
+from posterity.inference.checkpoint import Checkpoint
+from posterity.inference.drive import check_counts, check_key, in_stretches
 from posterity.inference.smc.resampling import Ancestors
 from posterity.inference.smc.smc import smc
 from posterity.ppl.effects import followed, loop, particle_map
@@ -89,6 +92,8 @@ def controlled(
     resampling: str | type[Ancestors] = "systematic",
     threshold: float = 0.5,
     history: bool | str = True,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Posterior:
     """The posterior by SMC on the program twisted by a potential-to-go that earlier runs have taught.
 
@@ -108,6 +113,8 @@ def controlled(
       n: the number of particles, in the rounds and in the last run.
       rounds: how often psi is learned; 0 is `po.smc`.
       resampling, threshold, history: of the last run, as in `po.smc`. Rounds resample systematically before every step.
+      progress, checkpoint: as in `po.smc`, of the rounds and of the last run, which are kept in two folders at the checkpoint's path. What is
+        learned is kept after every round.
 
     Raises:
       TypeError: when `program` is no program, or `features` cannot be called.
@@ -131,12 +138,59 @@ def controlled(
     check_counts(n=(n, 1), rounds=(rounds, 0))
     *keys, last_key = jax.random.split(key, rounds + 1)
     clocked, design = Clocked(as_program(program)), jax.tree_util.Partial(_row, jax.tree_util.Partial(features))
+    if checkpoint is not None:
+        checkpoints.check(checkpoint, key, clocked, design)
     fit = _nothing_learned(clocked, design)
-    if clocked.length:
-        for round_key in keys:
-            fit = (_learned.__wrapped__ if followed() else _learned)(round_key, clocked, design, fit, n)  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
-    posterior = smc(last_key, _twisted(clocked, design, fit), n=n, resampling=resampling, threshold=threshold, history=history)
+    if clocked.length and keys:
+        if progress or checkpoint is not None:
+            fit = _stepwise(keys, clocked, design, fit, n, progress=progress, checkpoint=checkpoint)
+        else:
+            for round_key in keys:
+                fit = (_learned.__wrapped__ if followed() else _learned)(round_key, clocked, design, fit, n)  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
+    options = {"resampling": resampling, "threshold": threshold, "history": history, "progress": progress}
+    posterior = smc(last_key, _twisted(clocked, design, fit), n=n, **options, checkpoint=checkpoint and _part(checkpoint, "run"))
     return replace(posterior, values=posterior.values.value)
+
+
+class Rounds(NamedTuple):
+    """Rounds under way."""
+
+    time: Int[Array, ""]  # rounds made
+    fit: Fit
+
+
+class Shown(NamedTuple):
+    """What a progress bar says of rounds."""
+
+    program: Program
+    length: int
+
+    def __repr__(self) -> str:
+        return f"rounds of learning a twist of {self.program}"
+
+
+def _stepwise(keys: list[Array], program: Clocked, design: Callable, fit: Fit, n: int, *, progress: bool, checkpoint: Checkpoint | None) -> Fit:
+    """The rounds, one by one."""
+    keys_of = jnp.stack(keys)
+    begun, about = Rounds(jnp.zeros((), jnp.int32), fit), checkpoints.describe(keys[0], program, n, _learned, design, rounds=len(keys))
+    kept = checkpoint and checkpoints.keep(_part(checkpoint, "learned")._replace(every=1), about)
+    stretch = jax.jit(functools.partial(_stretch, n), donate_argnames="rounds")
+    goes = lambda rounds: rounds.time < len(keys)  # noqa: E731
+    shown = Shown(program, len(keys))
+    return in_stretches(begun, goes, stretch, (keys_of, program, design), shown=shown, progress=progress, kept=kept).fit
+
+
+def _stretch(n: int, rounds: Rounds, keys: Array, program: Clocked, design: Callable, until: Array | int) -> Rounds:
+    """The rounds when `until` of them are made."""
+
+    def once(rounds: Rounds) -> Rounds:
+        return Rounds(rounds.time + 1, _learned(keys[rounds.time], program, design, rounds.fit, n))
+
+    return lax.while_loop(lambda rounds: rounds.time < until, once, rounds)
+
+
+def _part(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    return checkpoint._replace(path=os.path.join(checkpoint.path, name))
 
 
 @functools.partial(jax.jit, static_argnames="n")

@@ -198,10 +198,13 @@ KEEPING = {
     "smc2": partial(po.smc2, parameters=dist.Normal(0.0, 1.0), model=lambda _: walk.bind(YS), inner=2),
     "sharded_smc": partial(po.sharded_smc, program=walk(YS), mesh=jax.make_mesh((1,), ("particles",))),
     "island_smc": partial(po.island_smc, program=walk(YS), islands=2),
+    "pmmh": partial(po.pmmh, parameters=dist.Normal(0.0, 1.0), model=lambda _: walk.bind(YS), draws=4, warmup=1),
+    "particle_gibbs": partial(po.particle_gibbs, program=walk(YS), draws=4, warmup=1),
+    "pimh": partial(po.pimh, program=walk(YS), draws=4, warmup=1),
 }
 
 
-@pytest.mark.parametrize("method", ["branching_smc", "paris", "ibis", "tempering"])
+@pytest.mark.parametrize("method", ["branching_smc", "paris", "ibis", "tempering", "particle_gibbs"])
 def test_what_is_no_filter_goes_on_bit_for_bit_too(method, tmp_path):
     keeping = partial(KEEPING[method], KEY, n=8, checkpoint=po.Checkpoint(tmp_path, every=2))
     uninterrupted = KEEPING[method](KEY, n=8)
@@ -216,6 +219,18 @@ def test_what_is_no_filter_goes_on_bit_for_bit_too(method, tmp_path):
             flip(file)
     with pytest.raises(ValueError, match=rf"is damaged: step {last} \(.*\); step {before} \(.*\)\. Remove it to begin anew"):
         keeping()
+
+
+def test_what_a_controlled_run_has_learned_is_kept_too(tmp_path):
+    def controlled(**options):
+        return po.controlled(KEY, walk(YS), jnp.atleast_1d, n=8, rounds=2, **options)
+
+    uninterrupted = controlled()
+    assert same(uninterrupted, controlled(checkpoint=po.Checkpoint(tmp_path, every=2)))
+    assert (steps_in(tmp_path / "learned"), steps_in(tmp_path / "run")) == ([1, 2], [4, 6])
+    shutil.rmtree(tmp_path / "learned" / "2")
+    shutil.rmtree(tmp_path / "run")
+    assert same(uninterrupted, controlled(checkpoint=po.Checkpoint(tmp_path, every=2), progress=True))
 
 
 @pytest.mark.parametrize("method", KEEPING)
