@@ -43,12 +43,11 @@ def directory(name: str) -> Path:
         found = fetch(local=False)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise FileNotFoundError(f"hub: there is no model {name} on the hub, or it is private ({_first_line(error)})") from error
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        raise FileNotFoundError(
-            f"hub: {name} is not whole in the cache ({', '.join(missing)} missing) and could not be downloaded: {_first_line(error)}"
-        ) from error
-    if missing := missing_files(found):
-        raise FileNotFoundError(f"hub: the model {name} has no {', '.join(missing)}; only safetensors weights with a tokenizer.json can be used")
+    except (OSError, errors.HTTPError) as error:  # being offline is one of the former
+        raise FileNotFoundError(f"hub: {name} is not in the cache ({', '.join(missing)} missing) and could not be downloaded: {_first_line(error)}") from error
+    if missing := missing_files(found):  # offline the library returns what there is
+        reasons = "either the model has none, and then it cannot be used, or its download was cut off and the hub cannot be reached to go on with it"
+        raise FileNotFoundError(f"hub: {name} has no {', '.join(missing)} in {found}: {reasons}")
     return found
 
 
