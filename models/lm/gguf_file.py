@@ -99,7 +99,7 @@ def read_config(metadata: Metadata, tensors: Mapping[str, ReaderTensor]) -> Deco
     try:
         if architecture != "gpt2":
             shape |= _rope(metadata, architecture, size, shape["context_length"], tensors.get(ROPE_FACTORS))
-        return DecoderConfig(**shape | _differences(metadata, architecture, hidden, heads, shape["num_layers"]))
+        return DecoderConfig(**shape | _differences(metadata, architecture, hidden, heads, size, shape["num_layers"]))
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(str(metadata.path)) else f"{metadata.path}: {error}") from None
 
@@ -132,7 +132,7 @@ def _rope(metadata: Metadata, architecture: str, size: int, context: int, factor
     raise ValueError(f"{metadata.path}: {key('scaling.type')} = {kind} is not supported; supported are none, linear, yarn")
 
 
-def _differences(metadata: Metadata, architecture: str, hidden: int, heads: int, layers: int) -> dict[str, Any]:
+def _differences(metadata: Metadata, architecture: str, hidden: int, heads: int, size: int, layers: int) -> dict[str, Any]:
     """What an architecture has that Llama's has not."""
     if architecture == "gpt2":
         biases = {"attention_bias": True, "output_bias": True, "mlp_bias": True}
@@ -148,12 +148,12 @@ def _differences(metadata: Metadata, architecture: str, hidden: int, heads: int,
     period = metadata.whole(f"{architecture}.attention.sliding_window_pattern", 6 if third else 2)
     window = window or 4096
     # Only the 27B models scale their scores by the width a head would have, not by the one it has; files do not say so.
-    width = hidden / max(heads, 1) if layers == (62 if third else 46) else None
+    width = hidden / max(heads, 1) if layers == (62 if third else 46) else size
     gemma: dict[str, Any] = {
         "sandwich_norm": True,
         "activation": "gelu_tanh",
         "embed_scale": math.sqrt(hidden),
-        "attention_scale": None if width is None else width**-0.5,
+        "attention_scale": width**-0.5,
         "windows": tuple(None if layer % period == period - 1 else window for layer in range(layers)),
     }
     if third:

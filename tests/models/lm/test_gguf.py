@@ -1,5 +1,7 @@
 """GGUF files: what they hold is what the decoder computes with, and what cannot be used is refused with its reason."""
 
+from functools import partial
+
 import gguf
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from posterity.models.lm import gguf_file
+from posterity.models.lm import gguf_file, huggingface
+from posterity.models.lm.gguf_metadata import Metadata
+from posterity.tests.fixtures import families
 from posterity.tests.fixtures.tiny_llama import TEMPLATE, Shape, blocks_of, bpe, floats_of, gguf_tensors, log_probs, random_tensors, vocabulary, write_gguf
 
 TOKENS = [1, 250, 7, 7, 33, 120, 299, 0]
@@ -40,6 +44,34 @@ def test_biases_and_a_free_head_arrive_in_place(path):
     for kind, found in (("bias", decoder.layers[1].query_key_value.bias[...]), ("weight", decoder.layers[1].query_key_value.kernel[...].T)):
         np.testing.assert_array_equal(found, np.concatenate([tensors[f"model.layers.1.self_attn.{part}_proj.{kind}"] for part in "qkv"]))
     np.testing.assert_array_equal(decoder.head.kernel[...].T, tensors["lm_head.weight"])
+
+
+FAMILIES = ("Llama 2", "Llama 3.1", "Llama, linear scaling", "Mistral", "Qwen2.5", "Qwen2.5, YaRN", "Qwen3", "Gemma 2", "Gemma 3", "GPT-2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_the_one_that_a_hugging_face_directory_holds(tmp_path, family):
+    """That one is compared with `transformers` in test_families.py: the same weights in the same decoder compute the same."""
+    plain = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "query_pre_attn_scalar": families.SIZE}
+    settings = next(found for name, found in families.CASES.items() if name.startswith(family))
+    settings = settings | {key: value for key, value in plain.items() if key in settings}
+    decoder, tokenizer = gguf_file.load(families.write_gguf(tmp_path / "tiny.gguf", settings))
+    expected, _ = huggingface.load(families.write(tmp_path / "expected", settings))
+    assert decoder.config.rope_layout == ("interleaved" if family.startswith(("Llama", "Mistral")) else "half")
+    huggingface.save(tmp_path / "saved", decoder, tokenizer)
+    found, _ = huggingface.load(tmp_path / "saved")
+    for field, value in vars(found.config).items():  # files hold numbers in float32
+        same = np.testing.assert_equal if isinstance(value, str | None) or field == "windows" else partial(np.testing.assert_allclose, rtol=1e-6)
+        same(value, getattr(expected.config, field), err_msg=field)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), nnx.state(found), nnx.state(expected))
+
+
+def test_the_largest_gemmas_scale_their_scores_by_another_width(path):
+    """Gemma 2 27B: its files do not say that it divides by the width of the model over the number of heads; its 46 layers do."""
+    settings = families.CASES["Gemma 2"] | {"num_hidden_layers": 46, "num_attention_heads": 2, "num_key_value_heads": 2}
+    reader = gguf.GGUFReader(families.write_gguf(path, settings))
+    config = gguf_file.read_config(Metadata(path, reader.fields), {tensor.name: tensor for tensor in reader.tensors})
+    assert config.attention_scale == 16**-0.5
 
 
 def test_the_model_outlives_its_file(path):
