@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
 
+from posterity.models.lm import precision, sharding
 from posterity.models.lm.cache import CachedDecoder
 from posterity.models.lm.config import DecoderConfig
 from posterity.models.lm.decoder import Decoder
@@ -37,6 +39,7 @@ class LanguageModel:
     tokenizer: Tokenizer = struct.field(pytree_node=False)
     name: str = struct.field(pytree_node=False)
     extract: Callable[[str], str] = struct.field(pytree_node=False, default=str.strip)  # the answer in a generated text
+    rows: NamedSharding | None = struct.field(pytree_node=False, default=None)  # how texts lie on many devices
 
     @classmethod
     def of(cls, model: Decoder | Model, tokenizer: Tokenizer, name: str, extract: Callable[[str], str] = str.strip) -> Self:
@@ -88,6 +91,32 @@ class LanguageModel:
     @property
     def parameters(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.weights))
+
+    def astype(self, dtype: Any) -> Self:
+        """The model in another type of number, "float32" or "bfloat16"; see `precision.cast`.
+
+        >>> import posterity as po
+        >>> po.load("abacus").astype("bfloat16").weights["norm"]["scale"].dtype
+        dtype(bfloat16)
+        """
+        return self.replace(weights=precision.cast(self.weights, dtype))
+
+    def fastest(self, n: int) -> Self:
+        """The model in the type of number in which this machine computes faster with n particles: measured, not looked up. bfloat16 rounds to three digits."""
+        return self.astype(precision.fastest(self.weights, n))
+
+    def shard(self, mesh: Mesh, *, particles: str | None = None, heads: str | None = None) -> Self:
+        """The model on many devices: texts over the axis `particles` of a mesh, attention heads and feed-forward columns over `heads`, either or both.
+
+        Programs of it run as they are, `po.smc(key, program(lm.shard(mesh, particles="particles")), n=n)`, with n a multiple of the devices
+        along `particles`, and do what they do on one device, up to rounding. See docs/engine.md.
+
+        Raises:
+          TypeError: when `mesh` is no mesh.
+          ValueError: for axes that it does not have, that are the same, or that heads and columns cannot be split over.
+        """
+        weights, rows = sharding.placed(f"{self.name}.shard", self.weights, self.config, mesh, particles, heads)
+        return self.replace(weights=weights, rows=rows)
 
     def prompt(self, text: str) -> Prompt:
         """A prompt ready to be passed to a program.

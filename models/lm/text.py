@@ -191,6 +191,8 @@ class TextSource:
 
     def spawn(self, n: int, steps: int) -> Texts:
         """The prompt through the model once; n texts with its logits and room for `steps` tokens."""
+        if self.lm.rows is not None and n % (devices := self.lm.rows.mesh.shape[self.lm.rows.spec[0]]):
+            raise ValueError(f"{self.lm.name}: n must be a multiple of the {devices} devices that particles are spread over, got {n}")
         return _spawned(self, n, steps)
 
     def advance(self, state: Texts, views: Text, active: Array) -> Texts:
@@ -207,7 +209,7 @@ def _spawned(source: TextSource, n: int, steps: int) -> Texts:
     logits, memory = source.lm.model(source.pool).start(start.tokens, start.length, n, steps)
     text = replace(start, tokens=jnp.pad(start.tokens, (0, steps)), ended=start.length >= start.context_length, phase="ready")
     text = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), text)
-    return Texts(replace(text, logits=logits), memory, logits[0])
+    return Texts(_laid(replace(text, logits=logits), source.lm), memory, logits[0])
 
 
 @jax.jit
@@ -222,4 +224,9 @@ def _advanced(source: TextSource, state: Texts, views: Text, active: Array) -> T
     new, memory = model.advance(memory, token, changed)
     after, before = replace(views, phase="ready"), replace(before, logits=None)
     kept = jax.tree.map(lambda new, old: jnp.where(active.reshape(active.shape + (1,) * (new.ndim - 1)), new, old), after, before)
-    return Texts(replace(kept, logits=jnp.where(changed[:, None], new, logits)), memory, state.first)
+    return Texts(_laid(replace(kept, logits=jnp.where(changed[:, None], new, logits)), source.lm), memory, state.first)
+
+
+def _laid(text: Text, lm: "LanguageModel") -> Text:
+    """Texts on the devices that `lm.shard` spreads them over; from there the compiler carries it to all that is computed of them."""
+    return text if lm.rows is None else jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, lm.rows), text)
