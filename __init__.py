@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from posterity.inference.smc.smc import smc
     from posterity.inference.smc.smc2 import smc2
     from posterity.inference.smc.tempering import tempering
+    from posterity.models.lm import tabular
     from posterity.models.lm.load import load, load_classifier
     from posterity.models.programs import kalman
     from posterity.ppl.chunk import chunk
@@ -112,6 +113,7 @@ __all__ = [
     "sharded_smc",
     "smc",
     "smc2",
+    "tabular",
     "temper",
     "tempering",
     "trace",
@@ -163,7 +165,13 @@ _HOMES = {
     "ppl.twist": ["lookahead", "twist"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = {"answers": "inference.answers", "check": "inference.enumeration.check", "kalman": "models.programs.kalman", "kernels": "inference.mcmc.kernels"}
+_MODULES = {
+    "answers": "inference.answers",
+    "check": "inference.enumeration.check",
+    "kalman": "models.programs.kalman",
+    "kernels": "inference.mcmc.kernels",
+    "tabular": "models.lm.tabular",
+}
 
 
 def __getattr__(name: str) -> Any:

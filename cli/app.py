@@ -46,6 +46,22 @@ def _positive(given: str | float) -> float:
     return value
 
 
+def _share(given: str | float) -> float:
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{str(given)!r} is not a number from 0 to 1.")
+    return value
+
+
+def _share_above_zero(given: str | float) -> float:
+    if (value := _share(given)) == 0:
+        raise typer.BadParameter(f"{str(given)!r} keeps nothing; give a number above 0, up to 1.")
+    return value
+
+
 def _not_empty(value: str | None) -> str | None:
     if value == "":
         raise typer.BadParameter("it is empty; leave it out to stop where the model ends its texts.")
@@ -62,6 +78,9 @@ Particles = Annotated[int, typer.Option("--n", parser=_whole, metavar="N", help=
 Seed = Annotated[int, typer.Option(parser=_seed, metavar="N", help="The same seed gives the same result.")]
 Model = Annotated[str, typer.Option(metavar="NAME", help="abacus (embedded), gguf:PATH, or hf:DIRECTORY.")]
 Temperature = Annotated[float, typer.Option(parser=_positive, metavar="T", help="Divides the model's logits; above 0.")]
+TopK = Annotated[int | None, typer.Option(parser=_whole, metavar="N", help="Keep only the N most probable tokens.")]
+TopP = Annotated[float | None, typer.Option(parser=_share_above_zero, metavar="P", help="Keep only the most probable tokens, of probability P together.")]
+MinP = Annotated[float | None, typer.Option(parser=_share, metavar="P", help="Keep only tokens at least P times as probable as the most probable one.")]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object and nothing else.")]
 
 
@@ -92,6 +111,9 @@ def solve(
     method: Annotated[Literal["smc", "importance"], typer.Option(help="smc resamples between lines; importance never does.")] = "smc",
     model: Model = "abacus",
     temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     as_json: AsJson = False,
 ) -> None:
     """The posterior over a language model's solutions of an arithmetic expression.
@@ -104,7 +126,8 @@ def solve(
     """
     from posterity.cli.solve import solve
 
-    solve(prompt, n=n, seed=seed, potential=potential, method=method, model=model, temperature=temperature, as_json=as_json)
+    law = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    solve(prompt, n=n, seed=seed, potential=potential, method=method, model=model, law=law, as_json=as_json)
 
 
 @app.command()
@@ -116,6 +139,9 @@ def generate(
     stop: Annotated[str | None, typer.Option(callback=_not_empty, metavar="TEXT", help="End a text where this would be written.")] = None,
     chat: Annotated[bool, typer.Option("--chat", metavar="", help="Put the prompt to the model as a user's message, by its chat template.")] = False,
     temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -126,7 +152,8 @@ def generate(
     """
     from posterity.cli.generate import generate
 
-    generate(prompt, model=model, max_tokens=max_tokens, n=n, stop=stop, chat=chat, temperature=temperature, seed=seed, as_json=as_json)
+    law = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    generate(prompt, model=model, max_tokens=max_tokens, n=n, stop=stop, chat=chat, law=law, seed=seed, as_json=as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from rich.box import ROUNDED
 from rich.console import Group
@@ -31,11 +32,11 @@ def generate(
     n: int,
     stop: str | None,
     chat: bool,
-    temperature: float,
+    law: Mapping[str, Any],
     seed: int,
     as_json: bool,
 ) -> None:
-    """Runs the command and prints what it found.
+    """Runs the command and prints what it found. `law` are the options of `text.next`.
 
     Raises:
       typer.BadParameter: for a prompt or a model that cannot be used.
@@ -44,7 +45,7 @@ def generate(
     with blaming("'--chat'"):
         opening = lm.tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
     with blaming("'PROMPT'"):
-        program = program_of(lm, opening, max_tokens=max_tokens, temperature=temperature, stop=stop)
+        program = program_of(lm, opening, max_tokens=max_tokens, **law, stop=stop)
     (executable,) = running.compiled(program, method="importance", n=n, quiet=as_json)
     decoding = running.decode(program, executable, seed=seed, saying=f"writing {n:,} texts of at most {max_tokens:,} tokens", quiet=as_json)
     texts = read(decoding, stop)

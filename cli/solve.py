@@ -2,7 +2,8 @@
 
 import json
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 from rich.console import Group
@@ -24,10 +25,10 @@ def solve(
     potential: Literal["lines", "none"],
     method: Literal["smc", "importance"],
     model: str,
-    temperature: float,
+    law: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    """Runs the command and prints what it found.
+    """Runs the command and prints what it found. `law` are the options of `text.next`.
 
     Raises:
       typer.BadParameter: for a prompt that is no problem, or a model that cannot be used.
@@ -36,7 +37,7 @@ def solve(
         arithmetic.parse(prompt)
     lm = running.load_model(model, quiet=as_json)
     with blaming("'--model'"):
-        program = program_of(lm, prompt, potential=potential, temperature=temperature)
+        program = program_of(lm, prompt, potential=potential, **law)
     (executable,) = running.compiled(program, method=method, n=n, quiet=as_json)
     decoding = running.decode(program, executable, seed=seed, saying=f"decoding {n:,} particles", quiet=as_json)
     if as_json:

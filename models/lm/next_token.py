@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array, lax
 from jax.core import Tracer
@@ -157,7 +158,11 @@ def most_probable(scores: Float[Array, "*batch vocab"], enough: Callable[[Array]
 
 
 def checked_law(name: str, *, temperature: Any = 1.0, top_k: Any = None, top_p: Any = None, min_p: Any = None) -> dict[str, Any]:
-    """The options of `next_token`; raises ValueError in the name of `name` for values out of range. Traced ones pass."""
+    """The options of `next_token` as numbers that are data of a program: another value compiles nothing anew.
+
+    Raises:
+      ValueError: in the name of `name`, for values out of range. Traced ones pass.
+    """
 
     def known(value: Any) -> bool:
         return value is not None and not isinstance(value, Tracer)
@@ -170,7 +175,8 @@ def checked_law(name: str, *, temperature: Any = 1.0, top_k: Any = None, top_p: 
         raise ValueError(f"{name}: top_p must lie above 0 and be at most 1, got {top_p}")
     if known(min_p) and not 0 <= min_p <= 1:
         raise ValueError(f"{name}: min_p must lie in [0, 1], got {min_p}")
-    return {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    kinds = {"temperature": (float, temperature), "top_k": (np.int32, top_k), "top_p": (float, top_p), "min_p": (float, min_p)}
+    return {option: kind(value) if known(value) else value for option, (kind, value) in kinds.items()}
 
 
 def _is_whole(value: Any) -> bool:

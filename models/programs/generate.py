@@ -6,23 +6,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from posterity.models.lm.language_model import LanguageModel
+from posterity.models.lm.next_token import checked_law
 from posterity.models.lm.tokenizer import Tokenizer
 from posterity.ppl.effects import sample, scan
 from posterity.ppl.program import FunctionProgram, program
 
 
-def generate(lm: LanguageModel, prompt: str, *, max_tokens: int = 64, temperature: float = 1.0, stop: str | None = None) -> FunctionProgram:
-    """Continuations of `prompt`, token by token: the law of the model, unconditioned. Its values are texts.
+def generate(
+    lm: LanguageModel,
+    prompt: str,
+    *,
+    max_tokens: int = 64,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    stop: str | None = None,
+) -> FunctionProgram:
+    """Continuations of `prompt`, token by token: the law of the model, or a change of it, unconditioned. Its values are texts.
 
     Args:
       lm: the model.
       prompt: a text it can encode.
       max_tokens: the largest number of tokens generated.
       temperature: logits are divided by it.
+      top_k: keeps the k most probable tokens.
+      top_p: keeps the most probable tokens that have this probability together.
+      min_p: keeps the tokens at least this times as probable as the most probable one.
       stop: a text that ends a continuation once it is written, also across tokens (`trimmed` takes it off).
 
     Raises:
-      ValueError: for an empty or too long prompt, an empty stop, or max_tokens or temperature out of range.
+      ValueError: for an empty or too long prompt, an empty stop, or max_tokens, temperature, top_k, top_p or min_p out of range.
 
     >>> import jax, posterity as po
     >>> posterior = po.importance(jax.random.key(0), generate(po.load("abacus"), "2+3=", max_tokens=4), n=4)
@@ -39,31 +53,26 @@ def generate(lm: LanguageModel, prompt: str, *, max_tokens: int = 64, temperatur
             f"generate: a prompt of {tokens.length} tokens and max_tokens={max_tokens} do not fit the context of {lm.name}, {lm.context_length} tokens"
         )
     table = stop_automaton(lm.tokenizer, stop.encode()) if stop else None
-    return sampled_text(lm, tokens, checked_temperature("generate", temperature), table, max_tokens)
+    law = checked_law("generate", temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    return sampled_text(lm, tokens, law, table, max_tokens)
 
 
 @program
-def sampled_text(lm, prompt, temperature, table, max_tokens):
-    """Tokens from the model until an end token or, with `table` (of `stop_automaton`), until it has read its text."""
+def sampled_text(lm, prompt, law, table, max_tokens):
+    """Tokens by `law` (options of `text.next`) until an end token or, with `table` (of `stop_automaton`), until it has read its text."""
     text = lm.start(prompt)
 
     def step(carry, _):
         text, state = carry
-        token = sample("token", text.next(temperature))
+        token = sample("token", text.next(**law))
         return text.push(token), state if table is None else jnp.asarray(table)[state, token]
 
     def until(carry):
         text, state = carry
         return text.ended if table is None else text.ended | (state == table.shape[0] - 1)
 
-    return scan(step, (text, jnp.zeros((), jnp.int32)), length=max_tokens, until=until)[0]
-
-
-def checked_temperature(name: str, temperature: float) -> float:
-    """The temperature, or a ValueError in the name of `name` when it is not a positive number."""
-    if not temperature > 0 or not np.isfinite(temperature):
-        raise ValueError(f"{name}: temperature must be a positive number, got {temperature}")
-    return float(temperature)
+    start = jnp.zeros((), jnp.int32 if table is None else table.dtype)
+    return scan(step, (text, start), length=max_tokens, until=until)[0]
 
 
 def trimmed(text: str, stop: str | None) -> str:

@@ -49,6 +49,12 @@ def test_chat_puts_the_prompt_into_the_template(posterity, gguf_model):
     assert texts("hello", "--chat") == texts(spelled_out) != texts("hello")
 
 
+@pytest.mark.parametrize("option", [("--top-k", 1), ("--top-p", 0.001), ("--min-p", 1)])
+def test_options_that_keep_one_token_make_all_texts_alike(posterity, random_model, option):
+    result = posterity("generate", "1+2=", "--model", random_model, "--n", 6, "--max-tokens", 12, *option, "--json")
+    assert len({text["text"] for text in json.loads(result.out)["texts"]}) == 1
+
+
 def test_the_page_shows_every_different_text_once_after_the_prompt(posterity, random_model):
     result = posterity("generate", "1+2=", "--model", random_model, "--n", 6, "--max-tokens", 12, "--temperature", 0.001)
     assert (result.code, result.err) == (0, "")
