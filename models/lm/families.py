@@ -315,6 +315,8 @@ def describe(config: DecoderConfig, where: Path) -> tuple[str, dict[str, Any]]:
         if family.outline is not decoder.outline:
             continue
         settings = _gpt2_settings(config) if family.model_type == "gpt2" else _rotary_settings(config)
+        if family.model_type == "mistral":
+            settings.pop("layer_types", None)  # a window is in all layers or none
         try:
             same = family.read(Settings(where, settings)) == config
         except ValueError:
@@ -350,9 +352,17 @@ def _rotary_settings(config: DecoderConfig) -> dict[str, Any]:
         kinds = ["full_attention" if window is None else "sliding_attention" for window in config.windows]
         plain |= {"sliding_window": max(filter(None, config.windows), default=None), "layer_types": kinds, "use_sliding_window": True}
     if config.sandwich_norm:
-        plain |= {"hidden_activation": activation, "query_pre_attn_scalar": round(config.scale**-2, 6), "rope_local_base_freq": config.local_rope_theta}
+        plain |= {
+            "hidden_activation": activation,
+            "query_pre_attn_scalar": _whole_if_whole(round(config.scale**-2, 6)),
+            "rope_local_base_freq": config.local_rope_theta,
+        }
         plain |= {"attn_logit_softcapping": config.attention_softcap, "final_logit_softcapping": config.logit_softcap}
     return plain | _label_settings(config)
+
+
+def _whole_if_whole(x: float) -> float | int:
+    return int(x) if x == int(x) else x
 
 
 def _label_settings(config: DecoderConfig) -> dict[str, Any]:

@@ -8,37 +8,28 @@ from posterity.models.lm.gguf_metadata import Metadata
 from posterity.models.lm.tokenizer import Tokenizer
 
 # Special tokens that end a text whether a file says so or not, as llama.cpp has them.
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>")
+SPACE = "\u2581"  # what SentencePiece writes for a space
 
 
 def read_tokenizer(metadata: Metadata, vocab_size: int) -> Tokenizer:
-    """The byte-level BPE tokenizer of a file.
+    """The tokenizer of a file: byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) or SentencePiece's (Llama 2, Mistral, Gemma).
 
     Raises:
       ValueError: for other kinds of tokenizer, and for parts that do not fit together.
     """
-    kind, style = metadata.text("tokenizer.ggml.model"), metadata.text("tokenizer.ggml.pre", "none")
-    if kind != "gpt2":
-        raise ValueError(f"{metadata.path}: tokenizer model {kind} is not supported; supported is gpt2 (byte-level BPE)")
-    if style not in PRE_TOKENIZERS:
-        raise ValueError(f"{metadata.path}: pre-tokenizer {style} is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
+    kind = metadata.text("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise ValueError(f"{metadata.path}: tokenizer model {kind} is not supported; supported are gpt2 (byte-level BPE) and llama (SentencePiece)")
     tokens, kinds = metadata.many("tokenizer.ggml.tokens", str), metadata.many("tokenizer.ggml.token_type", int)
     if len(kinds) != len(tokens) or len(set(tokens)) != len(tokens):
         raise ValueError(f"{metadata.path}: {len(tokens)} tokens ({len(set(tokens))} of them distinct) with {len(kinds)} types")
-    merges = [tuple(merge.split(" ")) for merge in metadata.many("tokenizer.ggml.merges", str)]
     vocabulary = {token: i for i, token in enumerate(tokens) if kinds[i] != Kind.UNUSED}
-    try:
-        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, ignore_merges=style == "llama-bpe"))
-    except Exception as error:  # the Rust library raises bare exceptions
-        raise ValueError(f"{metadata.path}: tokenizer.ggml.tokens and merges do not fit together ({error})") from error
-    backend.pre_tokenizer = PRE_TOKENIZERS[style]
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    if style == "qwen2":
-        backend.normalizer = tokenizers.normalizers.NFC()
+    backend = _byte_level(metadata, vocabulary) if kind == "gpt2" else _sentencepiece(metadata, vocabulary, kinds)
     special = [token for token, i in vocabulary.items() if kinds[i] in (Kind.CONTROL, Kind.UNKNOWN)]
     backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in special])
     defined = [token for token, i in vocabulary.items() if kinds[i] == Kind.USER_DEFINED]
-    backend.add_tokens([tokenizers.AddedToken(token, normalized=False, special=False) for token in defined])
+    backend.add_tokens([tokenizers.AddedToken(token, normalized=SPACE in token, special=False) for token in defined])
 
     def token_of(key: str) -> str | None:
         i = metadata.whole(f"tokenizer.ggml.{key}", -1)
@@ -47,7 +38,7 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> Tokenizer:
         return tokens[i] if i >= 0 else None
 
     bos, eos = token_of("bos_token_id"), token_of("eos_token_id")
-    if bos is not None and metadata.flag("tokenizer.ggml.add_bos_token", style == "llama-bpe"):
+    if bos is not None and metadata.flag("tokenizer.ggml.add_bos_token", kind == "llama" or metadata.text("tokenizer.ggml.pre", "") == "llama-bpe"):
         opening = {"single": f"{bos} $A", "pair": f"{bos} $A {bos} $B", "special_tokens": [(bos, vocabulary[bos])]}
         backend.post_processor = tokenizers.processors.TemplateProcessing(**opening)
     ends = {eos, token_of("eot_token_id"), token_of("eom_token_id"), *(token for token in special if token in ENDS)}
@@ -62,6 +53,42 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> Tokenizer:
         )
     except ValueError as error:
         raise ValueError(f"{metadata.path}: {error}") from error
+
+
+def _byte_level(metadata: Metadata, vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    """BPE over bytes, with merges in the order in which they were learnt."""
+    style = metadata.text("tokenizer.ggml.pre", "none")
+    if style not in PRE_TOKENIZERS:
+        raise ValueError(f"{metadata.path}: pre-tokenizer {style} is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
+    merges = [tuple(merge.split(" ")) for merge in metadata.many("tokenizer.ggml.merges", str)]
+    try:
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, ignore_merges=style == "llama-bpe"))
+    except Exception as error:  # the Rust library raises bare exceptions
+        raise ValueError(f"{metadata.path}: tokenizer.ggml.tokens and merges do not fit together ({error})") from error
+    backend.pre_tokenizer = PRE_TOKENIZERS[style]
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    if style == "qwen2":
+        backend.normalizer = tokenizers.normalizers.NFC()
+    return backend
+
+
+def _sentencepiece(metadata: Metadata, vocabulary: dict[str, int], kinds: list[int]) -> tokenizers.Tokenizer:
+    """BPE over characters, of which the pair whose piece scores highest is joined first (Kudo and Richardson 2018); unknown characters are spelled in bytes."""
+    scores = metadata.many("tokenizer.ggml.scores", float)
+    if len(scores) != len(kinds):
+        raise ValueError(f"{metadata.path}: {len(kinds)} tokens with {len(scores)} scores")
+    unknown = next((token for token, i in vocabulary.items() if kinds[i] == Kind.UNKNOWN), None)
+    pieces = {token: scores[i] for token, i in vocabulary.items() if kinds[i] == Kind.NORMAL}
+    merges = []
+    for piece in sorted(pieces, key=pieces.__getitem__, reverse=True):
+        merges += [(piece[:cut], piece[cut:]) for cut in range(1, len(piece)) if piece[:cut] in pieces and piece[cut:] in pieces]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    opened = metadata.flag("tokenizer.ggml.add_space_prefix", True)
+    replace = tokenizers.normalizers.Replace(" ", SPACE)
+    backend.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend(SPACE), replace]) if opened else replace
+    decoders = [tokenizers.decoders.Replace(SPACE, " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    backend.decoder = tokenizers.decoders.Sequence([*decoders, tokenizers.decoders.Strip(" ", 1, 0)] if opened else decoders)
+    return backend
 
 
 def _split(pattern: str) -> PreTokenizer:

@@ -1,5 +1,6 @@
 """GGUF files: what they hold is what the decoder computes with, and what cannot be used is refused with its reason."""
 
+import itertools
 from functools import partial
 
 import gguf
@@ -107,6 +108,45 @@ def test_each_pre_tokenizer_cuts_words_as_its_family_does(path, style):
     assert [text[start:stop] for _, (start, stop) in tokenizer.backend.pre_tokenizer.pre_tokenize_str(text)] == expected
 
 
+PIECES = ["\u2581a", "ab", "\u2581ab", "ba", "abab", "bb", "\u2581\u2581", "b\u2581", "\u2581b", "aab", "abb", "a\u2581b", "é"]
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", *PIECES, "<start_of_turn>"],
+    "tokenizer.ggml.scores": [0.0] * 259 + [-float(i % 7) * 10 - i for i in range(3 + len(PIECES))] + [0.0],
+    "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (3 + len(PIECES)) + [4],
+    "tokenizer.ggml.merges": None,
+    "tokenizer.ggml.pre": "default",
+}
+
+
+def joined_by_score(text: str) -> list[str]:
+    """SentencePiece's BPE as it is told: of all neighbours that make a piece, the ones whose piece scores highest are joined, leftmost first."""
+    scores = dict(zip(SENTENCEPIECE["tokenizer.ggml.tokens"], SENTENCEPIECE["tokenizer.ggml.scores"], strict=True))
+    parts = list(text)
+    while True:
+        pairs = [(scores[a + b], -i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in scores]
+        if not pairs:
+            return [piece for part in parts for piece in ([part] if part in scores else [f"<0x{byte:02X}>" for byte in part.encode()])]
+        i = -max(pairs)[1]
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_sentencepieces_are_joined_by_their_scores(path, opened):
+    _, tokenizer = gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape(), **SENTENCEPIECE, **{"tokenizer.ggml.add_space_prefix": opened}))
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(["a", "b", " ", "é", "ü"], size, p=[0.35, 0.35, 0.2, 0.05, 0.05])) for size in rng.integers(1, 30, 200)]
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert ids[0] == 1  # SentencePiece's models open their texts
+        found = [SENTENCEPIECE["tokenizer.ggml.tokens"][i] for i in ids[1:]]
+        assert found == joined_by_score(("\u2581" if opened else "") + text.replace(" ", "\u2581"))
+        assert tokenizer.decode(ids) == text
+        assert b"".join(tokenizer.token_bytes[i] for i in ids[1:]).decode() == (" " if opened else "") + text
+    ids = tokenizer.encode("ab<start_of_turn>ab")
+    assert ids.count(len(SENTENCEPIECE["tokenizer.ggml.tokens"]) - 1) == 1
+
+
 def test_a_beginning_is_added_where_the_file_asks_for_it_and_only_once(path):
     _, tokenizer = gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape(), **{"tokenizer.ggml.add_bos_token": True}))
     assert tokenizer.encode("hello")[0] == 1
@@ -137,7 +177,9 @@ REFUSED = {
     "tensor blk.0.ffn_down.weight has shape (32, 64), its configuration calls for (32, 65)": {"feed_forward_length": 65},
     "tensor blk.2.attn_norm.weight of shape (32,) is missing": {"block_count": 3},
     "tensors that this architecture does not have: blk.1.": {"block_count": 1},
-    "tokenizer model llama is not supported; supported is gpt2": {"tokenizer.ggml.model": "llama"},
+    "tokenizer model bert is not supported; supported are gpt2 (byte-level BPE) and llama (SentencePiece)": {"tokenizer.ggml.model": "bert"},
+    "metadata tokenizer.ggml.scores is missing": {"tokenizer.ggml.model": "llama"},
+    "265 tokens with 1 scores": {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [1.0]},
     "pre-tokenizer tekken is not supported; supported are gpt-2, smollm, llama-bpe, qwen2": {"tokenizer.ggml.pre": "tekken"},
     "metadata tokenizer.ggml.merges is missing": {"tokenizer.ggml.merges": None},
     "do not fit together": {"tokenizer.ggml.merges": ["h e", "he xyz"]},
