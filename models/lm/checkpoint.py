@@ -21,7 +21,7 @@ class Names(NamedTuple):
     norm: str
     head: str
     layer: str  # with a place for its number
-    parts: Mapping[str, tuple[str, ...]]  # the parts of a layer; several names where a file holds apart what the model holds side by side
+    parts: dict[str, tuple[str, ...]]  # the parts of a layer; several names where a file holds apart what the model holds side by side
     places: str = ""
     inputs_first: bool = False  # the linear maps of layers are stored (in, out) as they are here, not (out, in)
     norm_offset: float = 0.0  # what the scales of norms lack in the file
@@ -72,7 +72,7 @@ def blueprint(outline: nnx.Module, fused: Mapping[str, tuple[int, ...]], names: 
     paths, shapes = {path: names.of(path) for path in flat}, {}
     for path, called in paths.items():
         shape, axis = list(names.stored(path, flat[path].shape)), names.axis(path)
-        sizes = fused[path[2]] if len(called) > 1 else (shape[axis],)
+        sizes = fused[str(path[2])] if len(called) > 1 else (shape[axis],)
         for name, size in zip(called, sizes, strict=True):
             shape[axis] = size
             shapes[name] = tuple(shape)
@@ -96,7 +96,7 @@ def arrays(model: nnx.Module, fused: Mapping[str, tuple[int, ...]], names: Names
     """Every parameter of a model by its names in a file, in the file's layout."""
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         called, array = names.of(path), names.saved(path, np.asarray(parameter[...]))
-        borders = np.cumsum(fused[path[2]])[:-1] if len(called) > 1 else []
+        borders = np.cumsum(fused[str(path[2])])[:-1] if len(called) > 1 else []
         for name, part in zip(called, np.split(array, borders, axis=names.axis(path)), strict=True):
             yield name, np.ascontiguousarray(part)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 
 from posterity.models.lm import decoder, recurrent, rope
@@ -68,7 +69,7 @@ def _rope(settings: Settings, theta: float, size: int, context: int) -> dict[str
     magnitude = 1.0
     original = spec.whole("original_max_position_embeddings", context)
     if kind == "default":
-        divisors: Sequence[float] = ()
+        divisors: Sequence[float] | np.ndarray = ()
     elif kind == "linear":
         divisors = rope.linear(size, spec.real("factor"))
     elif kind == "llama3":

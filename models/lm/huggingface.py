@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -10,14 +11,13 @@ from safetensors.numpy import save_file
 
 from posterity.models.lm import checkpoint, families
 from posterity.models.lm.decoder import Decoder
-from posterity.models.lm.recurrent import Mamba2
 from posterity.models.lm.settings import Settings
 from posterity.models.lm.tensors import Tensors
 from posterity.models.lm.tokenizer import Tokenizer
 
 
-def load(directory: str | Path, dtype: str = "float32") -> tuple[Decoder | Mamba2, Tokenizer]:
-    """The model, its weights in `dtype` ("float32" or "bfloat16"), and the tokenizer of a model directory.
+def load(directory: str | Path, dtype: str = "float32") -> tuple[Any, Tokenizer]:
+    """The model (a `Decoder`, or for its architecture a `Mamba2`), its weights in `dtype` ("float32" or "bfloat16"), and the tokenizer of a model directory.
 
     Names and shapes are checked before any weight is read.
 

@@ -16,12 +16,12 @@ def rotate(x: Array, positions: Array, config: DecoderConfig, layer: int = 0) ->
     """The channels of x [n, t, heads, size], turned by their angles at positions [t] or [n, t]. The identity where positions are learned."""
     if config.positions != "rotary":
         return x
-    local = config.local_rope_theta is not None and config.window(layer) is not None
-    frequency = frequencies(config.head_dim, config.local_rope_theta if local else config.rope_theta)
-    if config.rope_divisors and not local:
-        frequency = frequency / np.asarray(config.rope_divisors)
+    local = config.local_rope_theta if config.window(layer) is not None else None
+    frequency, magnitude = frequencies(config.head_dim, local or config.rope_theta), 1.0
+    if local is None:
+        magnitude = config.rope_magnitude
+        frequency = frequency / np.asarray(config.rope_divisors or 1.0)
     angle = positions[..., None, None] * frequency.astype(np.float32)
-    magnitude = 1.0 if local else config.rope_magnitude
     cos, sin = (jnp.cos(angle) * magnitude).astype(x.dtype), (jnp.sin(angle) * magnitude).astype(x.dtype)
     if config.rope_layout == "half":
         a, b = jnp.split(x, 2, axis=-1)
