@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from posterity.models.lm import tabular
     from posterity.models.lm.load import load, load_classifier
     from posterity.models.programs import kalman
+    from posterity.models.programs.host import host_scan
     from posterity.ppl.chunk import chunk
     from posterity.ppl.delay import delay
     from posterity.ppl.describe import describe, trace
@@ -81,6 +82,7 @@ __all__ = [
     "factor",
     "ffbsi",
     "fixed_lag",
+    "host_scan",
     "ibis",
     "importance",
     "in_blocks",
@@ -147,6 +149,7 @@ _HOMES = {
     "inference.smc.smc2": ["smc2"],
     "inference.smc.tempering": ["tempering"],
     "models.lm.load": ["load", "load_classifier"],
+    "models.programs.host": ["host_scan"],
     "ppl.chunk": ["chunk"],
     "ppl.delay": ["delay"],
     "ppl.describe": ["describe", "trace"],

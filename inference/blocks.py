@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.drive import Info
@@ -79,7 +79,7 @@ def weigh(population: Population, particles: Any, log_potential: Float[Array, " 
         population,
         particles=particles,
         log_weights=population.log_weights + jnp.where(jnp.isfinite(log_potential), log_potential, -jnp.inf),
-        invalid=population.invalid + lax.cond(largest < jnp.inf, lambda: jnp.zeros((), jnp.int32), count),
+        invalid=population.invalid + cond(largest < jnp.inf, lambda: jnp.zeros((), jnp.int32), count),
     )
 
 

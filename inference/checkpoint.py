@@ -15,6 +15,8 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
+from posterity.ppl.program import runs_on_host
+
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
@@ -164,6 +166,8 @@ def check(checkpoint: Any, *traced: Any) -> None:
         raise ValueError(f"checkpoint: every must be a number of steps, at least 1, got {checkpoint.every!r}")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(traced)):
         raise ValueError("checkpoint: a run inside jit (or under a checker) cannot be kept; call the inference outside")
+    if any(map(runs_on_host, traced)):
+        raise ValueError("checkpoint: this program runs on the host, and its states are no arrays that could be kept here; see whether it keeps a log itself")
     path = os.path.abspath(checkpoint.path)
     try:
         os.makedirs(path, exist_ok=True)

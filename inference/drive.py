@@ -1,7 +1,8 @@
 """Runs an algorithm's `(init, step)` to the end of a program: one compiled loop, or step by step with a progress bar."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +17,10 @@ from rich.progress import Progress, TextColumn
 from posterity.inference import checkpoint as checkpoints
 from posterity.inference.checkpoint import Checkpoint, Kept
 from posterity.ppl.component import State, complaint
-from posterity.ppl.effects import followed, isolated, loop
+from posterity.ppl.effects import Decider, followed, isolated, loop
 from posterity.ppl.population import Population, normalise
 from posterity.ppl.posterior import Posterior
-from posterity.ppl.program import Definition, Program, choices_of, is_program
+from posterity.ppl.program import Definition, Program, choices_of, is_program, runs_on_host
 
 
 class Info(NamedTuple):
@@ -81,7 +82,9 @@ def drive(
     options = (key, program, int(n), init, step, HISTORIES[history], moves)
     if checkpoint is not None:
         checkpoints.check(checkpoint, key, program, step)
-    if progress or checkpoint is not None:
+    if runs_on_host(program):
+        posterior = _on_host(*options, progress=progress)
+    elif progress or checkpoint is not None:
         posterior = _stepwise(*options, progress=progress, checkpoint=checkpoint)
     else:
         run = _compiled.__wrapped__ if followed() else _compiled  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
@@ -97,6 +100,39 @@ def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step:
     if steps:
         run = loop(lambda run: going(run, program, moves), lambda run: advance(run, program, step), run, limit=steps)
     return finish(run, program)
+
+
+class Eagerly(Decider):
+    """Around algorithms on programs that run in Python: branches and loops are Python's, draws are made as ever."""
+
+    def cond(self, predicate: Array, true: Callable, false: Callable, *operands: Any) -> Any:
+        return true(*operands) if predicate else false(*operands)
+
+    def loop(self, going: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, limit: int) -> Any:
+        while going(state):
+            state = body(state)
+        return state
+
+
+def _on_host(key: PRNGKeyArray, program: Program, n: int, init: Callable, step: Callable, history: str, moves: bool, *, progress: bool) -> Posterior:
+    """The same step by step in Python, for programs whose own steps run there."""
+    if isinstance(key, Tracer):
+        raise TypeError(f"{program} runs in Python: it cannot be part of compiled code (jax.jit, vmap), nor be enumerated")
+    with Eagerly(), bar(program, progress) as told:
+        run = begin(key, program, n, init, history, moves)
+        while going(run, program, moves):
+            run = advance(run, program, step)
+            told(int(run.time))
+        return finish(run, program)
+
+
+@contextlib.contextmanager
+def bar(shown: Any, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar of `shown.length` steps, if there is to be `progress`: what it yields is told how many are made."""
+    columns = (*Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"))
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as shower:
+        task = shower.add_task(repr(shown), total=shown.length)
+        yield lambda completed: shower.update(task, completed=completed)
 
 
 def _stepwise(
@@ -130,13 +166,11 @@ def in_stretches(run: Any, goes: Callable, stretch: Callable, options: tuple, *,
         kept = kept.computing(stretch.lower(run, *options, 0).as_text())  # pyright: ignore[reportFunctionMemberAccess] - jit has it
         run = kept.latest(run)
     every = kept.every if kept else 1
-    columns = (*Progress.get_default_columns(), TextColumn("{task.completed} of at most {task.total} steps"))
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        task = bar.add_task(repr(shown), total=shown.length)
+    with bar(shown, progress) as told:
         while goes(run):
             time = int(run.time)
             run = stretch(run, *options, time + 1 if progress else time + every - time % every)
-            bar.update(task, completed=int(run.time))
+            told(int(run.time))
             if kept and int(run.time) % every == 0:
                 kept.save(run, int(run.time))
     if kept:

@@ -75,6 +75,21 @@ class Named(Protocol):
         ...
 
 
+@runtime_checkable
+class Hosted(Protocol):
+    """A program whose steps run in Python, outside JAX: a capability, which a program need not have.
+
+    Its particles are arrays all the same (numbers of states that it holds, say), so that algorithms copy and weigh them as they do any others.
+    """
+
+    hosted: bool
+
+
+def runs_on_host(program: Any) -> bool:
+    """Whether a program, or one that it was made from, is `Hosted`: then nothing is compiled around its steps."""
+    return any(isinstance(x, Hosted) for x in jax.tree.leaves(program, is_leaf=lambda x: isinstance(x, Hosted)))
+
+
 def choices_of(program: Program, particles: Any) -> dict[str, Any]:
     """The named choices of the initial law, if the program is `Named`; else none."""
     return program.choices(particles) if isinstance(program, Named) else {}
