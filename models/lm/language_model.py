@@ -1,7 +1,7 @@
 """A language model as part of a program: weights, tokenizer, and the texts it starts."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
@@ -124,6 +124,31 @@ class LanguageModel:
         Raises:
           ValueError: when the text has no tokens, tokens that the vocabulary lacks, or so many that the model's context has no room for one more.
         """
+        return jax.tree.map(lambda x: x[0], self.prompts([text]))
+
+    def prompts(self, texts: Sequence[str]) -> Prompt:
+        """Prompts side by side, leading axis texts, for `jax.vmap`: many particle sets in one compiled program, whose products they share.
+
+        Raises:
+          ValueError: for no texts, and as `prompt`.
+
+        >>> import jax, posterity as po
+        >>> lm = po.load("abacus")
+        >>> @po.program
+        ... def sums(lm, prompt):
+        ...     return po.scan(lambda text, _: text.push(po.sample("token", text.next())), lm.start(prompt), length=4)
+        >>> posterior = jax.vmap(lambda prompt: po.smc(jax.random.key(0), sums(lm, prompt), n=4))(lm.prompts(["1+1=", "12*(3+4)="]))
+        >>> posterior.log_weights.shape
+        (2, 4)
+        """
+        rows = [self._encoded(text) for text in texts]
+        if not rows:
+            raise ValueError(f"{self.name}: give at least one prompt")
+        padded = min(-(-max(map(len, rows)) // PROMPT_BUCKET) * PROMPT_BUCKET, self.context_length)
+        tokens = np.stack([np.pad(np.asarray(row, np.int32), (0, padded - len(row))) for row in rows])
+        return Prompt(tokens, np.array([len(row) for row in rows], np.int32))
+
+    def _encoded(self, text: str) -> list[int]:
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise ValueError(f"{self.name}: the prompt is empty; give at least one token of text")
@@ -131,8 +156,7 @@ class LanguageModel:
             context = f"the model's context of {self.context_length}"
             wrong = f"more than {context}" if len(tokens) > self.context_length else f"which fill {context}, with no room for one more"
             raise ValueError(f"{self.name}: the prompt has {len(tokens)} tokens, {wrong}")
-        padded = min(-(-len(tokens) // PROMPT_BUCKET) * PROMPT_BUCKET, self.context_length)
-        return Prompt(np.pad(np.asarray(tokens, np.int32), (0, padded - len(tokens))), np.int32(len(tokens)))
+        return tokens
 
     def start(self, prompt: str | Prompt, *, pool: int | None = None) -> Text:
         """A text that begins with `prompt`: the state component of a program's scan.

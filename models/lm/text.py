@@ -82,15 +82,14 @@ class Text(component.Component, Answer):
     def rewind(self, generated: Array | int) -> Self:
         """The text cut to its first `generated` tokens after the prompt, or as it is where it has no more; the next step has the law of what follows them.
 
-        A particle that keeps all its tokens costs nothing, so that `text.rewind(jnp.where(wrong, start, text.generated))` goes back where
-        something was wrong. A text that had ended goes on. A step either pushes a token or rewinds.
+        A step may push a token and then rewind: with `text = text.push(token)`, `text.rewind(jnp.where(wrong, start, text.generated))` goes back
+        where something was wrong. A text that is cut is no longer ended.
 
         Raises:
-          ValueError: outside a scan's step, or after `push` or `rewind` in the same step. When the scan goes on, from models that keep no
-            past to return to.
+          ValueError: outside a scan's step, or twice in one. When the scan goes on, from models that keep no past to return to.
         """
-        if self.phase != "ready":
-            raise ValueError(f"text.rewind() is for a scan's step, in place of a push; this text is {self.phase}")
+        if self.phase not in ("ready", "pushed"):
+            raise ValueError(f"text.rewind() is for a scan's step, once; this text is {self.phase}")
         length = self.prompt_length + jnp.clip(jnp.asarray(generated, self.length.dtype), 0, self.generated)
         tokens = jnp.where(jnp.arange(self.tokens.shape[0]) < length, self.tokens, 0)
         return replace(self, tokens=tokens, length=length, ended=self.ended & (length == self.length), logits=None, phase="rewound")
@@ -144,7 +143,7 @@ class Text(component.Component, Answer):
         needed = held["reserved"] + held["lacking"]
         return (
             f"the pool for generated tokens is too small: {needed / 2**20:.4g} MiB are needed for the next step, {held['reserved'] / 2**20:.4g} MiB are there; "
-            f"give lm.start(prompt, pool=...) more than {round((needed - held['prompt']) / held['token'])} tokens, leave pool out (it then never overflows), "
+            f"give lm.start(prompt, pool=...) at least {round((needed - held['prompt']) / held['token'])} tokens, leave pool out (it then never overflows), "
             "or use fewer particles"
         )
 

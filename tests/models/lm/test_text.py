@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from numpyro import handlers
 from scipy import stats
 
@@ -197,6 +198,9 @@ def next_after_push(text, _):
         (stepping(lambda text, _: text, before=lambda text: [text, text.next()]), "the model runs when the scan begins"),
         (stepping(lambda text, _: text, after=lambda text: text.next()), "this is a finished text"),
         (stepping(lambda text, _: text, after=lambda text: text.push(0)), "this text is finished"),
+        (stepping(lambda text, _: text, before=lambda text: text.rewind(0)), "this text is started"),
+        (stepping(lambda text, _: text.rewind(0).rewind(0)), "once; this text is rewound"),
+        (stepping(lambda text, _: text.rewind(0).push(0)), "this text is rewound"),
         (stepping(lambda text, _: text.push(text.next(temperature=0).logits.argmax())), "temperature must be positive, got 0"),
         (stepping(lambda text, _: text, before=lambda text: text.replace(length=1)), "copied or computed with before scan"),
         (stepping(lambda text, _: LM.start("ba")), "returned one that is started"),
@@ -228,6 +232,83 @@ def test_prompts_must_fit(prompt, message):
         LM.prompt(prompt)
     with pytest.raises(ValueError, match=message):
         po.smc(KEY, plainly(LM, prompt, 2), n=2)
+
+
+@po.program
+def wandering(lm, prompt):
+    """Letters that are taken back now and then, to a place that the letter decides, with every law that was drawn from."""
+
+    def step(carry, t):
+        text, seen = carry
+        token = po.sample("token", text.next())
+        seen = seen.at[t].set(jnp.concatenate([jax.nn.log_softmax(text.next().logits), text.generated[None].astype(jnp.float32)]))
+        po.factor("weight", jnp.array([1.0, -1.0, 0.5, 0.0, 0.0])[token])
+        text = text.push(token)
+        return text.rewind(jnp.where(token == 1, 0, jnp.where(token == 2, text.generated - 3, jnp.where(token == 3, t % 3, text.generated)))), seen
+
+    return po.scan(step, (lm.start(prompt), jnp.zeros((8, 6))), jnp.arange(8))
+
+
+def test_a_rewound_text_has_the_law_of_what_it_kept():
+    posterior = po.smc(KEY, wandering(LM, LM.prompt("ab")), n=12, threshold=1)
+    texts, seen = posterior.values
+    assert posterior.resampled.sum() >= 3
+    exact = log_probabilities(LM, texts.tokens)
+    went_back = checked = 0
+    for i in range(12):
+        laws, generated = np.asarray(seen[i, :, :5]), np.asarray(seen[i, :, 5]).astype(int)
+        went_back += (np.diff(generated) < 0).sum()
+        made = laws.any(axis=1)
+        for t in np.flatnonzero(made):
+            kept = (generated[made] >= generated[t])[t:].all()
+            if kept and generated[t] <= int(texts.generated[i]):
+                np.testing.assert_allclose(laws[t], exact[i, 1 + generated[t]], atol=1e-5)
+                checked += 1
+    assert checked > 20
+    assert went_back > 5
+
+
+def test_a_pool_for_fewer_tokens_is_enough_for_particles_that_share_their_pasts():
+    @po.program
+    def letters(lm, prompt, pool):
+        def step(text, _):
+            token = po.sample("token", text.next())
+            po.factor("weight", jnp.array([1.0, -1.0, 2.0, 0.0, -5.0])[token])
+            return text.push(token)
+
+        return po.scan(step, lm.start(prompt, pool=pool), length=17)
+
+    whole, small = (po.smc(KEY, letters(LM, LM.prompt("ab"), pool), n=6, threshold=1) for pool in (None, 128))
+    np.testing.assert_array_equal(whole.values.tokens, small.values.tokens)
+    held = small.values.memory()
+    assert held["peak"] == whole.values.memory()["peak"] < held["reserved"] < whole.values.memory()["reserved"]
+    assert held["used"] < held["dense"]
+    with pytest.raises(ValueError, match=r"letters>: the pool for generated tokens is too small: .* lm.start\(prompt, pool=...\) at least [0-9]+ tokens"):
+        po.smc(KEY, letters(LM, LM.prompt("ab"), 48), n=6, threshold=1)
+    with pytest.raises(ValueError, match="pool must be at least 1 token, got 0"):
+        LM.start("ab", pool=0)
+
+
+def test_particle_sets_of_many_prompts_are_those_of_each_and_the_weights_are_not_copied():
+    prompts = LM.prompts(["a", "abca", "d" * 17])
+    keys = jax.random.split(KEY, 3)
+    together = jax.jit(jax.vmap(lambda key, prompt: po.smc(key, spelled(LM, prompt), n=8, threshold=1)))
+    posterior = together(keys, prompts)
+    for i in range(3):
+        alone = po.smc(keys[i], spelled(LM, jax.tree.map(lambda x, i=i: x[i], prompts)), n=8, threshold=1)
+        np.testing.assert_array_equal(posterior.values.tokens[i], alone.values.tokens)
+        np.testing.assert_allclose(posterior.log_evidence[i], alone.log_evidence, rtol=1e-4)
+    kernels = {x.shape for x in jax.tree.leaves(LM.weights) if x.ndim == 2} - {LM.decoder.embed.embedding.shape}
+    right_sides = [eqn.invars[1].aval.shape for eqn in equations(jax.make_jaxpr(together)(keys, prompts).jaxpr) if eqn.primitive.name == "dot_general"]
+    assert kernels <= set(right_sides)
+    assert not kernels & {shape[1:] for shape in right_sides}
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner)
 
 
 def test_a_prompt_may_leave_room_for_a_single_token():
