@@ -123,7 +123,8 @@ class Text(component.Component, Answer):
           ValueError: for a text that is still under way.
 
         >>> import jax, posterity as po
-        >>> posterior = po.smc(jax.random.key(0), po.generate(po.load("abacus"), "2+3=", max_tokens=4), n=4)
+        >>> from posterity.models.programs.generate import generate
+        >>> posterior = po.smc(jax.random.key(0), generate(po.load("abacus"), "2+3=", max_tokens=4), n=4)
         >>> held = posterior.values.memory()
         >>> held["used"] <= held["peak"] <= held["reserved"]
         True
