@@ -83,7 +83,7 @@ class DecoderConfig:
 
     @property
     def fused(self) -> dict[str, tuple[int, ...]]:
-        """The maps of a layer that are held side by side, as one product is faster than several: how many outputs each has."""
+        """The maps of a layer that are held side by side, so that one product computes them all: how many outputs each has."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         return {"query_key_value": (queries, keys, keys), "up": (self.intermediate_size,) * (2 if self.gated else 1)}
 

@@ -19,6 +19,11 @@ from posterity.models.lm.tokenizer import Tokenizer
 BUCKET = 16  # tokens: texts are padded to multiples of it, so that texts of other lengths share compiled code
 
 
+def hidden_states(decoder: Decoder, tokens: Array) -> Array:
+    """What a decoder's head reads of whole texts [n, t]: its last hidden states, after the norm, [n, t, hidden]."""
+    return decoder.norm(decoder(tokens)[0])
+
+
 def token_scores(decoder: Decoder, tokens: Array) -> Array:
     """The labels' scores after each token of whole texts [n, t], [n, t, labels] float32."""
     hidden, _ = decoder(tokens)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from posterity.models.lm import huggingface
-from posterity.models.lm.heads import Classifier, sequence_scores, token_scores
+from posterity.models.lm.heads import Classifier, hidden_states, sequence_scores, token_scores
 from posterity.models.lm.load import load, load_classifier
-from posterity.tests.fixtures.families import CASES, CLASSIFIERS, TOKENS, write
+from posterity.tests.fixtures.families import CASES, CLASSIFIERS, TOKENS, tensors, write
 
 TEXT = "".join(chr(ord("A") + token) for token in TOKENS)
 
@@ -43,6 +43,14 @@ def test_scores_are_those_of_transformers(name, directories, reference):
     else:  # padded: what follows a text does not change its scores
         found = sequence_scores(decoder, jnp.array([[*TOKENS, 4, 4], [*TOKENS, 30, 1]]), jnp.array([len(TOKENS)] * 2))[1]
     np.testing.assert_allclose(found, reference[name], atol=1e-4, rtol=0)
+
+
+def test_hidden_states_are_what_heads_read(tmp_path, reference):
+    """So that a linear map of them, here the one over the vocabulary by plain NumPy, gives the logits of transformers."""
+    decoder, _ = huggingface.load(write(tmp_path, CASES["Qwen3"]))
+    found = hidden_states(decoder, jnp.array([TOKENS]))
+    assert found.shape == (1, len(TOKENS), 32)
+    np.testing.assert_allclose(np.asarray(found[0]) @ tensors(CASES["Qwen3"])["lm_head.weight"].T, reference["Qwen3"], atol=1e-4)
 
 
 def test_texts_of_different_lengths_are_scored_together(reward, reference):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from posterity.models.lm.load import last_line, load
@@ -36,6 +38,15 @@ def test_abacus_ships_with_the_package():
     assert 400_000 < lm.parameters < 1_600_000
     assert lm.tokenizer.encode("47+6*(12-8)=") == [lm.tokenizer.encode(c)[0] for c in "47+6*(12-8)="]
     assert len(lm.tokenizer.end_ids) == 1
+
+
+def test_weights_may_be_held_in_bfloat16(tmp_path):
+    for spec in ("abacus", f"gguf:{write_gguf(tmp_path / 'tiny.gguf', random_tensors(Shape()), Shape())}"):
+        lm = load(spec, dtype="bfloat16")
+        assert {leaf.dtype for leaf in jax.tree.leaves(lm.weights)} == {jnp.dtype("bfloat16")}
+        assert lm.parameters == load(spec).parameters
+    with pytest.raises(ValueError, match="dtype must be one of 'float32', 'bfloat16', got 'float64'"):
+        load("abacus", dtype="float64")
 
 
 def test_the_answer_of_a_text_of_lines_is_its_last():
