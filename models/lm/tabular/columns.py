@@ -77,7 +77,8 @@ class Tabular:
             position, columns = columns
             return (position + 1, _written(columns, position + 1, reader.read(columns, position, token))), None
 
-        (_, columns), _ = lax.scan(take, (jnp.zeros_like(length), columns), tokens)  # padding is read too, but lies beyond `length`
+        with jax.disable_jit(False):  # an enumeration follows draws without jit, and would unroll the loop; nothing is drawn here
+            (_, columns), _ = lax.scan(take, (jnp.zeros_like(length), columns), tokens)  # padding is read too, but lies beyond `length`
         memory = Columns(jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), columns), jnp.full(n, length), length)
         return self._logits(memory), memory
 

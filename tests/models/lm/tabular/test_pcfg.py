@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-import posterity as po
 from posterity.models.lm.tabular import pcfg
-from posterity.tests.fixtures.tabular_texts import laws_along, written
+from posterity.tests.fixtures.tabular_texts import laws_along
 
 ENGLISH = {
     "S": {"NP VP": 0.9, "VP": 0.1},
@@ -47,7 +46,7 @@ def test_prefix_probabilities_are_sums_over_all_texts():
     assert sum(texts.values()) == pytest.approx(1)
     rng = np.random.default_rng(0)
     chosen = [text for text in texts if len(text) == 6]
-    chosen = [chosen[i] for i in rng.permutation(len(chosen))[:40]]
+    chosen = [chosen[i] for i in rng.permutation(len(chosen))[:20]]
     laws = laws_along(lm, [" ".join(text) for text in chosen])
     names = [lm.tokenizer.decode([i]) for i in range(lm.model().vocab_size - 2)]
     for text, along in zip(chosen, laws):
@@ -58,11 +57,11 @@ def test_prefix_probabilities_are_sums_over_all_texts():
             np.testing.assert_allclose(law, [*expected, texts.get(text[:length], 0.0) / before, 0], atol=1e-12)
 
 
-def test_a_recursive_grammar_has_its_closed_form():
-    p = 0.4
+@pytest.mark.parametrize("p", [0.4, 1e-200], ids=["", "far below the smallest float"])
+def test_a_recursive_grammar_has_its_closed_form(p):
     laws = laws_along(pcfg({"S": {"a S b": p, "c": 1 - p}}), ["aaacbbb"])[0]
-    prefixes = np.cumprod([law[token] for law, token in zip(laws, [0, 0, 0, 2, 1, 1, 1, 3])])  # a, b, c and the end
-    np.testing.assert_allclose(prefixes, [p, p**2, p**3, *[p**3 * (1 - p)] * 5], rtol=1e-13)
+    logs = np.cumsum([np.log(law[token]) for law, token in zip(laws, [0, 0, 0, 2, 1, 1, 1, 3])])  # a, b, c and the end
+    np.testing.assert_allclose(logs, np.log(p) * np.array([1, 2, 3, 3, 3, 3, 3, 3]) + np.log1p(-p) * np.array([0, 0, 0, 1, 1, 1, 1, 1]), rtol=1e-13)
     assert laws[6, 3] == 0  # it does not end while a bracket is open
 
 
@@ -100,21 +99,6 @@ def test_a_nonterminal_that_writes_nothing_is_no_obstacle():
 
 def test_a_start_that_writes_nothing_is_the_empty_text():
     np.testing.assert_allclose(laws_along(pcfg({"S": {"": 0.25, "a": 0.75}}), [""])[0, 0], [0.75, 0.25, 0], atol=1e-14)
-
-
-def test_long_texts_do_not_underflow():
-    law = laws_along(pcfg({"S": {"a S b": 1e-30, "c": 1 - 1e-30}}), ["a" * 15 + "c" + "b" * 15])[0]
-    np.testing.assert_allclose(law[20], [0, 1, 0, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(law[-1], [0, 0, 0, 1, 0], atol=1e-12)
-
-
-def test_what_is_written_given_its_end_is_the_grammars():
-    texts = po.exact(written(pcfg(ENGLISH), pcfg(ENGLISH).prompt("a cat"), 3))
-    expected, whole = {}, all_texts(ENGLISH)
-    for text, p in whole.items():
-        if text[:2] == ("a", "cat"):
-            expected[" ".join(text[2:5])] = expected.get(" ".join(text[2:5]), 0.0) + p
-    assert {text: round(e.value, 11) for text, e in texts.answers().items()} == {text: round(p / sum(expected.values()), 11) for text, p in expected.items()}
 
 
 @pytest.mark.parametrize(
