@@ -58,7 +58,7 @@ def llama3(size: int, theta: float, *, factor: float, low: float, high: float, c
 def yarn(size: int, theta: float, *, factor: float, context: int, fast: float = 32.0, slow: float = 1.0) -> np.ndarray:
     """YaRN's blend (Peng et al. 2023, section 3.2): a ramp over the pairs, from `fast` turns within the original context to `slow` ones.
 
-    >>> yarn(4, 10_000.0, factor=8.0, context=4_096).round(3)
+    >>> yarn(4, 10_000.0, factor=8.0, context=256).round(3)
     array([1., 8.])
     """
 
