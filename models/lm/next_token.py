@@ -67,7 +67,7 @@ class NextToken(dist.CategoricalLogits):
         return repr(text) if text else str(self.tokenizer.backend.id_to_token(int(value)))
 
     def sample(self, key: Array, sample_shape: tuple = ()) -> Array:
-        vocab = self.logits.shape[-1]
+        vocab = jnp.shape(self.logits)[-1]
         size = min(BLOCK, vocab)
         logits = jnp.asarray(self.logits, jnp.float32).reshape(-1, vocab)
         logits = jnp.pad(logits, ((0, 0), (0, -vocab % size)), constant_values=-jnp.inf).reshape(logits.shape[0], -1, size)

@@ -3,10 +3,12 @@
 For an n-gram a column is the state of an automaton, for a hidden Markov model a belief, for a grammar a column of its chart.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
@@ -42,10 +44,10 @@ class Columns:
     prompt: Int[Array, ""]  # how many of them are the prompt's
 
     def select(self, ancestors: Int[Array, " m"]) -> Self:
-        return self.replace(columns=jax.tree.map(lambda x: x[ancestors], self.columns), length=self.length[ancestors])
+        return replace(self, columns=jax.tree.map(lambda x: x[ancestors], self.columns), length=self.length[ancestors])
 
     def rewind(self, lengths: Int[Array, " n"]) -> Self:
-        return self.replace(length=jnp.asarray(self.prompt + lengths, self.length.dtype))
+        return replace(self, length=jnp.asarray(self.prompt + lengths, self.length.dtype))
 
     def bytes(self) -> dict[str, Array]:
         leaves = jax.tree.leaves(self.columns)
@@ -82,7 +84,7 @@ class Tabular:
         memory = Columns(jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), columns), jnp.full(n, length), length)
         return self._logits(memory), memory
 
-    def advance(self, memory: Columns, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Float[Array, "n vocab"], Columns]:
+    def advance(self, memory: Any, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Float[Array, "n vocab"], Columns]:
         reader = jax.tree.map(jnp.asarray, self.reader)
 
         def take(columns, length, token):
@@ -90,7 +92,7 @@ class Tabular:
 
         # The columns that texts which stand still get lie beyond their ends.
         columns = jax.vmap(take)(memory.columns, memory.length, tokens)
-        memory = memory.replace(columns=columns, length=memory.length + active.astype(memory.length.dtype))
+        memory = replace(memory, columns=columns, length=memory.length + active.astype(memory.length.dtype))
         return self._logits(memory), memory
 
     def _logits(self, memory: Columns) -> Float[Array, "n vocab"]:
@@ -105,7 +107,7 @@ def language_model(reader: Reader, symbols: list[str], name: str, *, spaced: boo
     return LanguageModel.of(model, tokenizer_of(symbols, spaced=spaced), name)
 
 
-def log_matvec(x: Float[Array, " m"], table: Float[Array, "m k"]) -> Float[Array, " k"]:
+def log_matvec(x: Float[Array, " m"], table: Float[Array | np.ndarray, "m k"]) -> Float[Array, " k"]:
     """log(exp(x) @ exp(table))."""
     return jax.scipy.special.logsumexp(x[:, None] + table, axis=0)
 

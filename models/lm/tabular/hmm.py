@@ -17,8 +17,8 @@ from posterity.models.lm.tabular.symbols import are_spaced, checked_rows, log
 class Filter:
     """The forward recursion (Rabiner 1989) in log space. Two states beside the user's write the start and the end."""
 
-    transition: Float[Array, "states states"]  # nats
-    emission: Float[Array, "states vocab"]  # nats
+    transition: Float[Array | np.ndarray, "states states"]  # nats
+    emission: Float[Array | np.ndarray, "states vocab"]  # nats
 
     def first(self, capacity: int) -> Float[Array, " states"]:
         begin = self.transition.shape[0] - 2

@@ -25,8 +25,8 @@ Counts = Mapping[tuple[int, ...], Mapping[int, int]]  # context: {token: how oft
 class Automaton:
     """A law and the next state for each state and token; it starts in state 0."""
 
-    log_probs: Float[Array, "states vocab"]  # nats
-    following: Int[Array, "states vocab"]
+    log_probs: Float[Array | np.ndarray, "states vocab"]  # nats
+    following: Int[Array | np.ndarray, "states vocab"]
 
     def first(self, capacity: int) -> Int[Array, ""]:
         return jnp.zeros((), self.following.dtype)

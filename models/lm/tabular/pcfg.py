@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array, lax
 from jax.scipy.special import logsumexp
@@ -29,10 +30,10 @@ class Chart:
     Time and memory a token grow with the square and with the length of the text.
     """
 
-    lexical: Float[Array, "nonterminals vocab"]  # nats
-    binary: Float[Array, "nonterminals pairs"]  # nats
-    corner: Float[Array, "nonterminals nonterminals"]  # log of the expected number of B at the left edge below A
-    pairs: Int[Array, "pairs 2"]
+    lexical: Float[Array | np.ndarray, "nonterminals vocab"]  # nats
+    binary: Float[Array | np.ndarray, "nonterminals pairs"]  # nats
+    corner: Float[Array | np.ndarray, "nonterminals nonterminals"]  # log of the expected number of B at the left edge below A
+    pairs: Int[Array | np.ndarray, "pairs 2"]
 
     def first(self, capacity: int) -> Column:
         return self._column(jnp.full((capacity + 1, self.lexical.shape[0]), -jnp.inf, self.lexical.dtype), self.corner[0])
