@@ -142,7 +142,11 @@ def _masses(values: Any, mass: np.ndarray) -> dict[Any, float]:
     leaves = [np.round(x, 9) if np.issubdtype(x.dtype, np.floating) else x for x in leaves]
     first, group = groups(leaves, len(mass))
     total = np.bincount(group, weights=mass, minlength=len(first))
-    return {plain(jax.tree.unflatten(tree, [x[i] for x in leaves])): float(share) for i, share in zip(first, total, strict=True)}
+    masses: dict[Any, float] = {}
+    for i, share in zip(first, total, strict=True):
+        outcome = plain(jax.tree.unflatten(tree, [x[i] for x in leaves]))  # different texts may have one answer
+        masses[outcome] = masses.get(outcome, 0.0) + float(share)
+    return masses
 
 
 def _compare(law: str, expected: dict, found: dict, branches: int, tolerance: float, total: dict | None = None) -> Report:
