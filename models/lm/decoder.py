@@ -34,7 +34,8 @@ class Decoder(nnx.Module):
     def embedded(self, tokens: Array, positions: Array) -> Array:
         """What enters the first layer, [..., hidden]."""
         hidden = self.embed(tokens) * self.config.embed_scale
-        return hidden if self.places is None else hidden + self.places(positions)
+        # Padding may lie beyond the context: unclipped it would be NaN, which even a weight of zero passes on.
+        return hidden if self.places is None else hidden + self.places(jnp.minimum(positions, self.config.context_length - 1))
 
     def logits(self, hidden: Array) -> Array:
         """Next-token logits [..., vocab] of hidden states [..., hidden], or the labels' [..., labels] where the decoder classifies."""
@@ -43,7 +44,13 @@ class Decoder(nnx.Module):
         return attention.capped(logits, self.config.logit_softcap)
 
     def __call__(self, tokens: Array) -> tuple[Array, list[KeysValues]]:
-        """Whole sequences [batch, tokens], causal: hidden states [batch, tokens, hidden] and every layer's keys and values."""
+        """Whole sequences [batch, tokens], causal: hidden states [batch, tokens, hidden] and every layer's keys and values.
+
+        Raises:
+          ValueError: for sequences longer than the context, where positions are learned.
+        """
+        if self.places is not None and tokens.shape[1] > self.config.context_length:
+            raise ValueError(f"this decoder has positions for {self.config.context_length} tokens, got sequences of {tokens.shape[1]}")
         positions = jnp.arange(tokens.shape[1])
         hidden = self.embedded(tokens, positions)
         kept = []

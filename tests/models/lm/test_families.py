@@ -104,6 +104,13 @@ def test_old_files_of_gpt2_hold_the_body_alone_and_its_masks(tmp_path, reference
     np.testing.assert_allclose(model.logits(model(jnp.array([TOKENS]))[0])[0], reference["GPT-2"], atol=TOLERANCE, rtol=0)
 
 
+def test_learned_positions_end_with_the_context_and_padding_beyond_it_is_finite(directories):
+    model, _ = huggingface.load(directories["GPT-2"])
+    with pytest.raises(ValueError, match="positions for 64 tokens, got sequences of 65"):
+        model(jnp.zeros((1, 65), jnp.int32))
+    assert np.isfinite(model.embedded(jnp.zeros(3, jnp.int32), jnp.array([63, 64, 100]))).all()
+
+
 def test_an_unknown_type_of_number_is_refused_with_the_known_ones(directories):
     with pytest.raises(ValueError, match="dtype must be one of 'float32', 'bfloat16', got 'int8'"):
         huggingface.load(directories["GPT-2"], "int8")
