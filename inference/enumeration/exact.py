@@ -29,7 +29,8 @@ def exact(program: Program, *, limit: int = LIMIT) -> Measure:
     """The exact unnormalised measure of a finite program: every value with its weight, and the evidence.
 
     All choices must have finite support. Steps are enumerated one by one, and particles with the same future are merged:
-    a hidden Markov model with S states costs S^2 a step. In 64-bit arithmetic, whatever the caller's precision.
+    a hidden Markov model with S states costs S^2 a step. In 64-bit arithmetic, whatever the caller's precision. Texts of language
+    models are enumerated like other states where what the model remembers of one is small (100,000 numbers): tabular models, tiny decoders.
 
     Args:
       program: what to enumerate; its value is what merging keeps apart at the end (a program that returns its whole path
@@ -38,7 +39,7 @@ def exact(program: Program, *, limit: int = LIMIT) -> Measure:
 
     Raises:
       ValueError: when a step has more than `limit` branches (the message says how many, and of which choices), when a
-        choice has no finite support, or a potential is NaN or +inf.
+        choice has no finite support, a potential is NaN or +inf, or a language model remembers too much.
 
     >>> import jax.numpy as jnp, numpyro.distributions as dist, posterity as po
     >>> @po.program

@@ -180,6 +180,12 @@ def test_a_changed_law_as_a_proposal_is_its_correction(laws):
     laws.holds("propose of a changed law", po.check.same_meaning(proposed, changed_texts(True, temperature=1.5, top_p=0.8)))
 
 
+def test_models_that_remember_much_are_not_enumerated():
+    lm = pcfg({"S": {"S S": 0.3, "a": 0.7}})
+    with pytest.raises(ValueError, match=r"that holds \d+,\d+ numbers, and every branch would hold as many; enumeration takes up to 100,000"):
+        po.exact(generate(lm, "a", max_tokens=200))
+
+
 def test_texts_with_one_answer_are_one_outcome():
     lm = ngram(["a b", "a"], order=2, smoothing=0.0)  # after an a there may be a space, and then the text is cut off, or not
     found = po.check.same_meaning(generate(lm, "a", max_tokens=1), {"": 1.0})
