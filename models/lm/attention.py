@@ -67,7 +67,8 @@ def in_stretches(
 ) -> Read:
     """Queries [n, heads, size] over `count` stretches of their own, one after the other, so that only as many are read as there are.
 
-    `stretch(j)` gives keys [n, kv heads, size, tokens], values [n, kv heads, tokens, size] and which are visible [n, tokens].
+    `stretch(j)` gives a few pages: keys [n, pages, kv heads, size, page], values [n, pages, kv heads, page, size] and which tokens are
+    visible [n, pages, page].
     """
     n, heads, size = query.shape
     grouped = query.reshape(n, kv_heads, -1, size)
@@ -75,12 +76,12 @@ def in_stretches(
     def body(j, carry):
         highest, total, read = carry
         keys, values, visible = stretch(j)
-        scores = jnp.einsum("nkgd,nkds->nkgs", grouped, keys, preferred_element_type=jnp.float32)
-        scores = jnp.where(visible[:, None, None], capped(scores * scale, softcap), -jnp.inf)
-        now = jnp.maximum(highest, jnp.max(scores, axis=-1))
-        weights, before = jnp.exp(scores - now[..., None]), jnp.exp(highest - now)
-        new = jnp.einsum("nkgs,nksd->nkgd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-        return now, total * before + jnp.sum(weights, axis=-1), read * before[..., None] + new
+        scores = jnp.einsum("nkgd,nckds->nckgs", grouped, keys, preferred_element_type=jnp.float32)
+        scores = jnp.where(visible[:, :, None, None], capped(scores * scale, softcap), -jnp.inf)
+        now = jnp.maximum(highest, jnp.max(scores, axis=(1, -1)))
+        weights, before = jnp.exp(scores - now[:, None, ..., None]), jnp.exp(highest - now)
+        new = jnp.einsum("nckgs,ncksd->nckgd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        return now, total * before + jnp.sum(weights, axis=(1, -1)), read * before[..., None] + jnp.sum(new, axis=1)
 
     none = jnp.zeros(grouped.shape[:-1], jnp.float32)
     highest, total, read = jax.lax.fori_loop(0, count, body, (none + LOWEST, none, jnp.zeros(grouped.shape, jnp.float32)))
