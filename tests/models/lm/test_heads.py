@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from posterity.models.lm import huggingface
 from posterity.models.lm.heads import Classifier, hidden_states, sequence_scores, token_scores
@@ -39,16 +40,16 @@ def test_scores_are_those_of_transformers(name, directories, reference):
     decoder, _ = huggingface.load(directories[name])
     assert decoder.config.labels == tuple(CLASSIFIERS[name]["id2label"].values())
     if "tokens" in name:
-        found = token_scores(decoder, jnp.array([TOKENS]))[0]
+        found = nnx.jit(token_scores)(decoder, jnp.array([TOKENS]))[0]
     else:  # padded: what follows a text does not change its scores
-        found = sequence_scores(decoder, jnp.array([[*TOKENS, 4, 4], [*TOKENS, 30, 1]]), jnp.array([len(TOKENS)] * 2))[1]
+        found = nnx.jit(sequence_scores)(decoder, jnp.array([[*TOKENS, 4, 4], [*TOKENS, 30, 1]]), jnp.array([len(TOKENS)] * 2))[1]
     np.testing.assert_allclose(found, reference[name], atol=1e-4, rtol=0)
 
 
 def test_hidden_states_are_what_heads_read(tmp_path, reference):
     """So that a linear map of them, here the one over the vocabulary by plain NumPy, gives the logits of transformers."""
     decoder, _ = huggingface.load(write(tmp_path, CASES["Qwen3"]))
-    found = hidden_states(decoder, jnp.array([TOKENS]))
+    found = nnx.jit(hidden_states)(decoder, jnp.array([TOKENS]))
     assert found.shape == (1, len(TOKENS), 32)
     np.testing.assert_allclose(np.asarray(found[0]) @ tensors(CASES["Qwen3"])["lm_head.weight"].T, reference["Qwen3"], atol=1e-4)
 
