@@ -278,13 +278,13 @@ def test_a_pool_for_fewer_tokens_is_enough_for_particles_that_share_their_pasts(
 
         return po.scan(step, lm.start(prompt, pool=pool), length=17)
 
-    whole, small = (po.smc(KEY, letters(LM, LM.prompt("ab"), pool), n=6, threshold=1) for pool in (None, 128))
+    whole, small = (po.smc(KEY, letters(LM, LM.prompt("ab"), pool), n=6, threshold=1) for pool in (None, 96))
     np.testing.assert_array_equal(whole.values.tokens, small.values.tokens)
     held = small.values.memory()
     assert held["peak"] == whole.values.memory()["peak"] < held["reserved"] < whole.values.memory()["reserved"]
     assert held["used"] < held["dense"]
     with pytest.raises(ValueError, match=r"letters>: the pool for generated tokens is too small: .* lm.start\(prompt, pool=...\) at least [0-9]+ tokens"):
-        po.smc(KEY, letters(LM, LM.prompt("ab"), 48), n=6, threshold=1)
+        po.smc(KEY, letters(LM, LM.prompt("ab"), 24), n=6, threshold=1)
     with pytest.raises(ValueError, match="pool must be at least 1 token, got 0"):
         LM.start("ab", pool=0)
 
