@@ -116,9 +116,10 @@ def _rope(metadata: Metadata, architecture: str, size: int, context: int, factor
         if factors.tensor_type.name != "F32" or factors.data.shape != (size // 2,) or kind != "none":
             raise ValueError(f"{metadata.path}: tensor {ROPE_FACTORS} must be {size // 2} numbers of type F32, without {key('scaling.type')}")
         return found | {"rope_divisors": tuple(factors.data.astype(float).tolist())}
-    if kind == "none":
+    old = metadata.real(key("scale_linear"), 1.0)  # how files said it before there were other kinds
+    if kind == "none" and old == 1.0:
         return found
-    factor = metadata.real(key("scaling.factor"))
+    kind, factor = (kind, metadata.real(key("scaling.factor"))) if kind != "none" else ("linear", old)
     if not factor > 0:
         raise ValueError(f"{metadata.path}: {key('scaling.factor')} must be positive, got {factor}")
     if kind == "linear":

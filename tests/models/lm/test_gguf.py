@@ -67,6 +67,11 @@ def test_every_family_is_the_one_that_a_hugging_face_directory_holds(tmp_path, f
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), nnx.state(found), nnx.state(expected))
 
 
+def test_old_files_say_linear_scaling_in_another_place(path):
+    decoder, _ = gguf_file.load(write_gguf(path, random_tensors(Shape()), Shape(), **{"rope.scale_linear": 4.0}))
+    assert decoder.config.rope_divisors == (4.0,) * 4
+
+
 def test_the_largest_gemmas_scale_their_scores_by_another_width(path):
     """Gemma 2 27B: its files do not say that it divides by the width of the model over the number of heads; its 46 layers do."""
     settings = families.CASES["Gemma 2"] | {"num_hidden_layers": 46, "num_attention_heads": 2, "num_key_value_heads": 2}
