@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from posterity.models.lm import attention
 from posterity.models.lm.attention import KeysValues
@@ -53,8 +53,8 @@ class Cache:
     prompt_length: Int[Array, ""]
     pages: Pages
     # As the products want them: with keys as [page, size] their scores take three times as long. All layers of a page lie together.
-    keys: Float[Array, "pages layers kv_heads size page"]
-    values: Float[Array, "pages layers kv_heads page size"]
+    keys: Shaped[Array, "pages layers kv_heads size page"]  # see _bits
+    values: Shaped[Array, "pages layers kv_heads page size"]
 
     def select(self, ancestors: Int[Array, " m"]) -> Self:
         """Copies of the texts `ancestors`: tables and lengths move, keys and values stay. More texts than before get a larger pool."""
@@ -107,7 +107,7 @@ class Reading:
             numbers = jax.lax.dynamic_slice_in_dim(table, j * several, several, axis=1)
             positions = (j * several + jnp.arange(several))[:, None] * page + jnp.arange(page)
             own = (positions < lengths[:, None, None]) & attention.seen(lengths[:, None, None], positions, window)
-            return _layer(cache.keys, numbers, i), _layer(cache.values, numbers, i), own
+            return _layer(cache.keys, numbers, i, shared.keys.dtype), _layer(cache.values, numbers, i, shared.values.dtype), own
 
         options = {"scale": scale, "softcap": softcap}
         read = attention.merge(
@@ -163,7 +163,8 @@ class CachedDecoder:
         width = -(-steps // self.page)
         capacity = n * width if self.pool is None else min(-(-self.pool // self.page), n * width)
         pages = Pages.empty(n, max(steps, 1), max(capacity, 1), self.page)
-        keys, values = (jnp.zeros((pages.capacity, config.num_layers, config.num_kv_heads, *shape), dtype) for shape in ((size, self.page), (self.page, size)))
+        layers = pages.capacity, config.num_layers, config.num_kv_heads
+        keys, values = (_bits(jnp.zeros((*layers, *shape), dtype)) for shape in ((size, self.page), (self.page, size)))
         return jnp.broadcast_to(logits, (n, logits.shape[1])), Cache(kept, jnp.asarray(length), pages, keys, values)
 
     def advance(self, memory: Cache, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Float[Array, "n vocab"], Cache]:
@@ -181,8 +182,8 @@ class CachedDecoder:
         few = active.shape[0] // 4
         whole = everyone if few < 8 else alone(functools.partial(_by_number, everyone, few), everyone)
         hidden, new = whole(weights, reading, tokens, writes.pages < NOWHERE)
-        keys = pool[0].at[writes.pages, :, :, :, writes.offsets].set(new.keys, mode="drop")
-        values = pool[1].at[writes.pages, :, :, writes.offsets].set(new.values, mode="drop")
+        keys = pool[0].at[writes.pages, :, :, :, writes.offsets].set(_bits(new.keys), mode="drop")
+        values = pool[1].at[writes.pages, :, :, writes.offsets].set(_bits(new.values), mode="drop")
         return self.decoder.logits(hidden), replace(memory, pages=pages, keys=keys, values=values)
 
 
@@ -219,10 +220,16 @@ def alone(function: Callable, mapped: Callable) -> Callable:
     return chosen
 
 
-def _layer(pool: Array, pages: Array, layer: int) -> Array:
+def _layer(pool: Array, pages: Array, layer: int, dtype: Any) -> Array:
     """One layer of pages [n, m]: rows of a matrix, as gathering those is up to three times faster than gathering from more axes."""
     rows = pool.reshape(pool.shape[0] * pool.shape[1], -1).at[pages.ravel() * pool.shape[1] + layer].get(mode="promise_in_bounds")
-    return rows.reshape(*pages.shape, *pool.shape[2:])
+    rows = rows.reshape(*pages.shape, *pool.shape[2:])
+    return rows if rows.dtype == dtype else jax.lax.bitcast_convert_type(rows, dtype)
+
+
+def _bits(x: Array) -> Array:
+    """What a pool holds of x: of bfloat16 its bits. To write numbers of that type XLA on CPUs turns all of the pool to float32 and back, 500 times as slow."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
 def _copy_each(pool: tuple[Array, Array], sources: Array, targets: Array) -> tuple[Array, Array]:

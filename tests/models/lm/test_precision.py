@@ -20,7 +20,7 @@ def test_bfloat16_is_near_float32_and_kept_throughout():
     assert {str(x.dtype) for x in (hidden, *jax.tree.leaves(kept))} == {"bfloat16"}
     found, exact = (jax.nn.softmax(lm.decoder.logits(lm.decoder(TOKENS)[0]).astype(jnp.float32)) for lm in (rounded, LM))
     np.testing.assert_allclose(found, exact, atol=0.05)
-    assert 0 < np.abs(found - exact).max()
+    assert np.abs(found - exact).max() > 0
 
 
 def test_products_in_bfloat16_sum_in_float32():
@@ -31,6 +31,16 @@ def test_products_in_bfloat16_sum_in_float32():
     total = product(ones, ones.T, (((1,), (0,)), ((), ())))
     assert total.dtype == jnp.bfloat16
     assert float(total[0, 0]) == 1256
+
+
+def test_the_cache_holds_bfloat16_by_its_bits():
+    lm, tokens = LM.astype("bfloat16"), TOKENS[0]
+    whole = jax.nn.softmax(lm.decoder.logits(lm.decoder(TOKENS)[0])[0].astype(jnp.float32))
+    logits, memory = lm.model().start(tokens[:2], jnp.array(2), 3, 5)
+    for t in range(2, 7):
+        np.testing.assert_allclose(jax.nn.softmax(logits.astype(jnp.float32)), jnp.tile(whole[t - 1], (3, 1)), atol=0.05)
+        logits, memory = lm.model().advance(memory, jnp.full(3, tokens[t]), jnp.ones(3, bool))
+    assert (memory.keys.dtype, memory.values.dtype) == (jnp.uint16, jnp.uint16)
 
 
 def test_texts_are_sampled_in_either_type():
