@@ -115,6 +115,14 @@ def test_the_correction_is_the_ratio_of_densities(option):
     assert (law.corrections[~drawn] == np.inf).all()
 
 
+def test_changed_laws_have_the_gradients_of_what_is_kept():
+    def log_prob(logits):
+        return next_token(logits, top_k=3, top_p=0.9).log_prob(jnp.array(0))
+
+    found = jax.jit(jax.grad(log_prob))(jnp.asarray(LOGITS))
+    np.testing.assert_allclose(found, [0.5, 0, -0.25, -0.25, 0], atol=1e-6)
+
+
 def test_a_law_that_is_not_changed_needs_no_correction():
     np.testing.assert_array_equal(changed([0.5, -np.inf, 1.0]).corrections, [0, -np.inf, 0])
     assert float(NextToken(jnp.zeros(3)).correction(jnp.array(1))) == 0
