@@ -111,19 +111,31 @@ def normal(grammar: Table) -> Normal:
             "make recursive rules less probable"
         )
     nothing = np.minimum(least_solution(grammar, grammar.empty), 1.0)
-    something = 1 - nothing  # from here on nonterminals are conditioned on writing something (Chi 1999); those that never do have no rules
     left, right = grammar.pairs.T
+    writing = np.any(grammar.lexical > 0, axis=1)
+    for _ in writing:
+        writing = writing | (grammar.unit @ writing + grammar.binary @ (writing[left] | writing[right]) > 0)
+    # From here on nonterminals are conditioned on writing something (Chi 1999); those that never do have no rules.
+    something = np.where(writing, 1 - nothing, 0.0)
     unit = grammar.unit.copy()
     for pair, (b, c) in enumerate(grammar.pairs):
         unit[:, b] += grammar.binary[:, pair] * nothing[c]
         unit[:, c] += grammar.binary[:, pair] * nothing[b]
     share = np.divide(1.0, something, out=np.zeros_like(something), where=something > 0)[:, None]
     unit, lexical, binary = share * unit * something, share * grammar.lexical, share * grammar.binary * something[left] * something[right]
-    chains = np.linalg.inv(np.eye(len(unit)) - unit)
+    chains = powers(unit)
     lexical, binary = chains @ lexical, chains @ binary
     below = np.zeros_like(unit)
     np.add.at(below.T, left, binary.T)
-    return Normal(lexical, binary, grammar.pairs, np.linalg.inv(np.eye(len(unit)) - below))
+    return Normal(lexical, binary, grammar.pairs, powers(below))
+
+
+def powers(step: np.ndarray) -> np.ndarray:
+    """I + step + step^2 + ..., of a matrix whose powers vanish; zero exactly where no path leads."""
+    paths = np.eye(len(step), dtype=bool)
+    for _ in step:
+        paths = paths | (paths @ step > 0)
+    return np.where(paths, np.maximum(np.linalg.inv(np.eye(len(step)) - step), 0.0), 0.0)
 
 
 def least_solution(grammar: Table, constant: np.ndarray) -> np.ndarray:
@@ -143,7 +155,7 @@ def least_solution(grammar: Table, constant: np.ndarray) -> np.ndarray:
         slope = grammar.unit.copy()
         np.add.at(slope.T, left, (grammar.binary * x[right]).T)
         np.add.at(slope.T, right, (grammar.binary * x[left]).T)
-        x[chosen] += np.linalg.solve(np.eye(len(chosen)) - slope[np.ix_(chosen, chosen)], residual[chosen])
+        x[chosen] += np.linalg.lstsq(np.eye(len(chosen)) - slope[np.ix_(chosen, chosen)], residual[chosen])[0]  # singular where a grammar is critical
     return x
 
 

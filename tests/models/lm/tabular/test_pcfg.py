@@ -101,6 +101,39 @@ def test_a_start_that_writes_nothing_is_the_empty_text():
     np.testing.assert_allclose(laws_along(pcfg({"S": {"": 0.25, "a": 0.75}}), [""])[0, 0], [0.75, 0.25, 0], atol=1e-14)
 
 
+TANGLED = {"S": ["A B", "S A", "a S b", "", "A", "a"], "A": ["B", "S B", "", "a", "b A"], "B": ["A", "B b", "S S A", "b", "b b a"]}
+
+
+def by_iteration(rules, longest):
+    """The probability of every text of up to `longest` letters, from the equations that the rules are, iterated from zero (Kleene)."""
+    texts = ["".join(letters) for n in range(longest + 1) for letters in itertools.product("ab", repeat=n)]
+    mass = {symbol: dict.fromkeys(texts, 0.0) for symbol in rules} | {letter: {letter: 1.0} for letter in "ab"}
+
+    def of(parts, text):
+        if not parts:
+            return float(not text)
+        return sum(mass[parts[0]].get(text[:i], 0.0) * of(parts[1:], text[i:]) for i in range(len(text) + 1) if mass[parts[0]].get(text[:i], 0.0))
+
+    for _ in range(60):
+        mass |= {symbol: {text: sum(p * of(right.split(), text) for right, p in rules[symbol].items()) for text in texts} for symbol in rules}
+    return mass["S"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_empty_unit_and_left_recursive_rules_together_write_what_their_equations_say(seed):
+    rng = np.random.default_rng(seed)
+    rules = {left: dict(zip(right, rng.dirichlet([3.0 if len(r) == 1 and r.islower() else 0.6 for r in right]))) for left, right in TANGLED.items()}
+    expected = by_iteration(rules, 3)
+    lm = pcfg(rules)
+    a, b, end = (lm.tokenizer.encode(symbol)[-1] for symbol in ("a", "b", "<end>"))
+    texts = ["".join(letters) for letters in itertools.product("ab", repeat=3)]
+    for text, laws in zip(texts, laws_along(lm, texts)):
+        before = 1.0
+        for i, law in enumerate(laws):
+            assert before * law[end] == pytest.approx(expected[text[:i]], abs=1e-12)
+            before *= law[{"a": a, "b": b}[text[i]]] if i < 3 else 1.0
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
