@@ -161,6 +161,8 @@ def least_solution(grammar: Table, constant: np.ndarray) -> np.ndarray:
 
 def _checked(left: str, right_sides: Mapping[str, float], rules: Rules) -> dict[str, float]:
     """A nonterminal's right sides with probabilities that sum to one."""
+    if not isinstance(right_sides, Mapping) or not all(isinstance(right, str) for right in right_sides):
+        raise ValueError(f"pcfg: the rules of {left} must be texts with their probabilities, such as {{'a S b': 0.4, 'c': 0.6}}; got {right_sides!r}")
     for right, probability in right_sides.items():
         if not 0 <= probability <= 1:
             raise ValueError(f"pcfg: the probability of {left} -> {right} must lie in [0, 1], got {probability}")

@@ -139,6 +139,8 @@ def test_empty_unit_and_left_recursive_rules_together_write_what_their_equations
     [
         ({}, "start symbol 'S' has no rules; those that have are none"),
         ({"A": {"a": 1.0}}, "start symbol 'S' has no rules; those that have are 'A'"),
+        ({"S": ["a", "b"]}, r"the rules of S must be texts with their probabilities, .* got \['a', 'b'\]"),
+        ({"S": {("a", "b"): 1.0}}, "the rules of S must be texts"),
         ({"S": {"a": 0.5, "b": 0.4}}, "the probabilities of the rules of S must sum to one, they sum to 0.9"),
         ({"S": {"a": 1.5, "b": -0.5}}, r"the probability of S -> a must lie in \[0, 1\], got 1.5"),
         ({"S": {"a Noun": 1.0}}, "'Noun' in S -> a Noun has no rules; if it is a word, write it in quotes"),
