@@ -5,6 +5,7 @@ Gimelshein 2018; Dao et al. 2022). So a prompt that all particles share is read 
 tokens from wherever they lie, and nothing is put side by side. Scores and softmax are float32 whatever keys and values are.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -100,7 +101,7 @@ def itself(query: Array, keys: Array, values: Array, *, scale: float, softcap: f
 def merge(reads: Sequence[Read]) -> Array:
     """What heads read over all stretches together, [n, heads, size] float32; at least one must be seen."""
     shares = jax.nn.softmax(jnp.stack([read.log_weight for read in reads]), axis=0)
-    return sum(share[..., None] * read.mean for share, read in zip(shares, reads, strict=True))
+    return functools.reduce(jnp.add, (share[..., None] * read.mean for share, read in zip(shares, reads, strict=True)))
 
 
 def seen(query: Array, key: Array, window: int | None = None) -> Array:

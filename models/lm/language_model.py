@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import jax
@@ -27,7 +28,7 @@ class Prompt:
     """A prompt's token ids, padded: an array argument of a program, so that another prompt does not recompile it."""
 
     tokens: Array | np.ndarray  # [padded] int32
-    length: Array | np.int32  # [] int32, how many of them count
+    length: Array | np.ndarray | np.int32  # [] int32, how many of them count
 
 
 @struct.dataclass
@@ -99,7 +100,7 @@ class LanguageModel:
         >>> po.load("abacus").astype("bfloat16").weights["norm"]["scale"].dtype
         dtype(bfloat16)
         """
-        return self.replace(weights=precision.cast(self.weights, dtype))
+        return replace(self, weights=precision.cast(self.weights, dtype))
 
     def fastest(self, n: int) -> Self:
         """The model in the type of number in which this machine computes faster with n particles: measured, not looked up. bfloat16 rounds to three digits."""
@@ -116,7 +117,7 @@ class LanguageModel:
           ValueError: for axes that it does not have, that are the same, or that heads and columns cannot be split over.
         """
         weights, rows = sharding.placed(f"{self.name}.shard", self.weights, self.config, mesh, particles, heads)
-        return self.replace(weights=weights, rows=rows)
+        return replace(self, weights=weights, rows=rows)
 
     def prompt(self, text: str) -> Prompt:
         """A prompt ready to be passed to a program.

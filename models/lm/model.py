@@ -4,7 +4,7 @@ A model is a pytree whose leaves are its weights; a memory is a pytree that belo
 is a cache of keys and values, a recurrent model's its states, a hidden Markov model's its filter.
 """
 
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -47,6 +47,6 @@ class Model(Protocol):
         """Next-token logits of n texts that begin with the first `length` of `tokens`, and their memory, with room for `steps` tokens each."""
         ...
 
-    def advance(self, memory: Memory, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Float[Array, "n vocab"], Memory]:
-        """Takes in one more token of each active text: the logits after it, and the memory. Others stand still, and their logits mean nothing."""
+    def advance(self, memory: Any, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Float[Array, "n vocab"], Memory]:
+        """Takes one more token of each active text into its memory: the logits after it, and the memory. Others stand still, and their logits mean nothing."""
         ...

@@ -215,7 +215,8 @@ def _spawned(source: TextSource, n: int, steps: int) -> Texts:
 @jax.jit
 def _advanced(source: TextSource, state: Texts, views: Text, active: Array) -> Texts:
     model, before, memory = source.lm.model(source.pool), state.text, state.memory
-    changed, logits = active & (views.length != before.length), before.logits
+    changed = active & (views.length != before.length)
+    logits: Array = before.logits  # pyright: ignore[reportAssignmentType] - between steps there are some
     if views.phase == "rewound":
         memory = memory.rewind(jnp.where(changed, jnp.maximum(views.generated - 1, 0), before.generated))
         logits = jnp.where((changed & (views.generated == 0))[:, None], state.first, logits)

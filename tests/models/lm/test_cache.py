@@ -1,5 +1,6 @@
 """The genealogical cache against recomputing every text from scratch."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,6 +16,7 @@ from posterity.models.lm.next_token import NextToken
 
 VOCAB, PROMPT, N, STEPS = 11, 6, 5, 12
 LLAMA = DecoderConfig(VOCAB, 16, 24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, context_length=64)
+SHALLOW = dataclasses.replace(LLAMA, num_layers=1)
 WINDOWED = DecoderConfig(VOCAB, 16, 24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, context_length=64, windows=(None, 5), attention_softcap=2.0)
 
 
@@ -139,8 +141,7 @@ def test_a_long_prompt_goes_through_in_chunks(monkeypatch):
 
 
 def test_the_few_texts_that_are_left_are_computed_alone_and_right():
-    n, config = 32, LLAMA
-    decoder = Decoder(config, rngs=nnx.Rngs(1))
+    n, decoder = 32, Decoder(SHALLOW, rngs=nnx.Rngs(1))
 
     @nnx.jit
     def after(decoder, tokens, active):
@@ -164,3 +165,26 @@ def test_the_few_texts_that_are_left_are_computed_alone_and_right():
     for t in range(3):
         rows = np.flatnonzero(active[t])
         np.testing.assert_allclose(found[t][rows], exact[rows, 4 + t], atol=1e-5)
+
+
+def test_many_prompts_together_are_computed_once_and_not_in_every_number():
+    n, decoder = 32, Decoder(SHALLOW, rngs=nnx.Rngs(1))
+    graph, weights = nnx.split(decoder)
+
+    def after(tokens, length, active):
+        cached = CachedDecoder(nnx.merge(graph, weights), page=2)
+        _, memory = cached.start(tokens, length, n, 4)
+        _, memory = cached.advance(memory, jnp.arange(n) % VOCAB, jnp.ones(n, bool))
+        return cached.advance(memory.select(jnp.arange(n) // 2), jnp.arange(n) % VOCAB, active)[0]
+
+    prompts, lengths = np.random.default_rng(0).integers(VOCAB, size=(2, 7)), np.array([4, 7])
+    active = np.arange(n) < np.array([[5], [n]])
+    together = jax.vmap(after)
+    assert " cond[" in str(jax.make_jaxpr(after)(prompts[0], lengths[0], active[0]))
+    assert " cond[" not in str(jax.make_jaxpr(together)(prompts, lengths, active))
+    found = jax.jit(together)(prompts, lengths, active)
+    for i, length in enumerate(lengths):
+        pushed = np.stack([np.arange(n) // 2 % VOCAB, np.arange(n) % VOCAB], axis=1)
+        whole = np.concatenate([np.tile(prompts[i, :length], (n, 1)), pushed], axis=1)
+        exact = decoder.logits(decoder(jnp.asarray(whole))[0])[:, -1]
+        np.testing.assert_allclose(found[i][active[i]], exact[active[i]], atol=1e-5)
