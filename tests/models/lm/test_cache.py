@@ -41,6 +41,11 @@ def model(config: DecoderConfig, **options: int) -> tuple:
     return tuple(functools.partial(f, weights) for f in (start, advance, recomputed))
 
 
+@nnx.jit
+def logits_of(decoder, tokens):
+    return decoder.logits(decoder(tokens)[0])
+
+
 @jax.jit
 def sampled(logits, key):
     return NextToken(logits).sample(key)
@@ -160,8 +165,7 @@ def test_the_few_texts_that_are_left_are_computed_alone_and_right():
     active[2][np.flatnonzero(active[1])[:5]] = True
     found, lengths, held = after(decoder, tokens, active)
     np.testing.assert_array_equal(held, lengths[-1] - 4)
-    hidden, _ = decoder(jnp.asarray(tokens))
-    exact = np.asarray(decoder.logits(hidden))
+    exact = np.asarray(logits_of(decoder, tokens))
     for t in range(3):
         rows = np.flatnonzero(active[t])
         np.testing.assert_allclose(found[t][rows], exact[rows, 4 + t], atol=1e-5)
@@ -170,12 +174,13 @@ def test_the_few_texts_that_are_left_are_computed_alone_and_right():
 def test_many_prompts_together_are_computed_once_and_not_in_every_number():
     n, decoder = 32, Decoder(SHALLOW, rngs=nnx.Rngs(1))
     graph, weights = nnx.split(decoder)
+    letters = np.arange(n) % VOCAB
 
     def after(tokens, length, active):
         cached = CachedDecoder(nnx.merge(graph, weights), page=2)
         _, memory = cached.start(tokens, length, n, 4)
-        _, memory = cached.advance(memory, jnp.arange(n) % VOCAB, jnp.ones(n, bool))
-        return cached.advance(memory.select(jnp.arange(n) // 2), jnp.arange(n) % VOCAB, active)[0]
+        _, memory = cached.advance(memory, letters, active | True)
+        return cached.advance(memory.select(jnp.arange(n) // 2), letters, active)[0]
 
     prompts, lengths = np.random.default_rng(0).integers(VOCAB, size=(2, 7)), np.array([4, 7])
     active = np.arange(n) < np.array([[5], [n]])
@@ -184,7 +189,7 @@ def test_many_prompts_together_are_computed_once_and_not_in_every_number():
     assert " cond[" not in str(jax.make_jaxpr(together)(prompts, lengths, active))
     found = jax.jit(together)(prompts, lengths, active)
     for i, length in enumerate(lengths):
-        pushed = np.stack([np.arange(n) // 2 % VOCAB, np.arange(n) % VOCAB], axis=1)
+        pushed = np.stack([letters[np.arange(n) // 2], letters], axis=1)
         whole = np.concatenate([np.tile(prompts[i, :length], (n, 1)), pushed], axis=1)
-        exact = decoder.logits(decoder(jnp.asarray(whole))[0])[:, -1]
+        exact = logits_of(decoder, whole)[:, -1]
         np.testing.assert_allclose(found[i][active[i]], exact[active[i]], atol=1e-5)
