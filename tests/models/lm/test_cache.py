@@ -193,3 +193,15 @@ def test_many_prompts_together_are_computed_once_and_not_in_every_number():
         whole = np.concatenate([np.tile(prompts[i, :length], (n, 1)), pushed], axis=1)
         exact = logits_of(decoder, whole)[:, -1]
         np.testing.assert_allclose(found[i][active[i]], exact[active[i]], atol=1e-5)
+
+
+def test_more_copies_than_there_were_texts_get_a_larger_pool():
+    start, advance, recomputed = model(LLAMA, page=1, pool=2 * N)
+    first = np.random.default_rng(0).integers(VOCAB, size=PROMPT)
+    _, memory = start(first, PROMPT)
+    _, memory = advance(memory, np.arange(N), np.ones(N, bool))
+    twice = np.repeat(np.arange(N), 2)
+    logits, after = advance(memory.select(twice), np.arange(2 * N), np.ones(2 * N, bool))
+    assert float(after.bytes()["lacking"]) == 0
+    tokens = np.concatenate([np.tile(first, (2 * N, 1)), twice[:, None], np.arange(2 * N)[:, None]], axis=1)
+    np.testing.assert_allclose(logits, recomputed(tokens, np.full(2 * N, PROMPT + 2)), atol=1e-4)

@@ -25,8 +25,12 @@ LM = language_model()
 
 def log_probabilities(lm, tokens):
     """Next-token log probabilities after every token of whole sequences, [n, tokens, vocab]."""
-    hidden, _ = lm.decoder(jnp.asarray(tokens))
-    return np.asarray(jax.nn.log_softmax(lm.decoder.logits(hidden)))
+    return np.asarray(whole_sequences(lm, jnp.asarray(tokens)))
+
+
+@jax.jit
+def whole_sequences(lm, tokens):
+    return jax.nn.log_softmax(lm.decoder.logits(lm.decoder(tokens)[0]))
 
 
 @po.program
