@@ -12,6 +12,7 @@ import numpy as np
 
 import posterity as po
 from posterity.benchmarks import dense, peers_lm
+from posterity.models.lm.decoder import product
 from posterity.models.lm.language_model import LanguageModel, Prompt
 from posterity.models.lm.tokenizer import Tokenizer
 
@@ -71,11 +72,11 @@ def products(lm: LanguageModel, prompt: Prompt, letter: str) -> Callable:
     @jax.jit
     def step(x, layers, head):
         for queries, output, gates, down in layers:
-            read, rest = jnp.split(x @ queries, [output.shape[0]], axis=-1)
-            x = x + (read + jnp.mean(rest, axis=-1, keepdims=True)) @ output
-            gate, passed = jnp.split(x @ gates, 2, axis=-1)
-            x = x + (gate * passed) @ down
-        return x, x @ head
+            read, rest = jnp.split(multiplied(x, queries), [output.shape[0]], axis=-1)
+            x = x + multiplied(read + jnp.mean(rest, axis=-1, keepdims=True), output)
+            gate, passed = jnp.split(multiplied(x, gates), 2, axis=-1)
+            x = x + multiplied(gate * passed, down)
+        return x, multiplied(x, head)
 
     def run(n: int, tokens: int, seed: int) -> int:
         x = jnp.zeros((n, lm.config.hidden_size), dtype)
@@ -85,6 +86,10 @@ def products(lm: LanguageModel, prompt: Prompt, letter: str) -> Callable:
         return n * tokens
 
     return run
+
+
+def multiplied(x: jax.Array, y: jax.Array) -> jax.Array:
+    return product(x, y, (((1,), (0,)), ((), ())))
 
 
 def matrices(config, dtype) -> tuple[list, jax.Array]:
@@ -99,7 +104,7 @@ def matrices(config, dtype) -> tuple[list, jax.Array]:
 def square(lm: LanguageModel, prompt: Prompt, letter: str, size: int = 2048) -> Callable:
     """One large matrix product; its count is of operations."""
     x = jax.random.normal(jax.random.key(0), (size, size), jax.tree.leaves(lm.weights)[0].dtype)
-    multiply = jax.jit(lambda x, y: x @ y)
+    multiply = jax.jit(multiplied)
     return lambda n, tokens, seed: (jax.block_until_ready(multiply(x, x)), 2 * size**3)[1]
 
 
