@@ -58,8 +58,12 @@ def by_sorting(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
 
 logits = st.lists(st.sampled_from([-np.inf, -40.0, -3.0, -1.5, -0.0, 0.0, 0.3, 0.7, 2.0, 8.0]), min_size=8, max_size=8).filter(lambda x: max(x) > -np.inf)
 options = st.fixed_dictionaries(
-    {"temperature": st.sampled_from([0.5, 1.0, 3.0])},
-    optional={"top_k": st.integers(1, 10), "top_p": st.sampled_from([1e-6, 0.31, 0.577, 0.93, 1.0]), "min_p": st.sampled_from([0.0, 0.013, 0.41, 1.0])},
+    {
+        "temperature": st.sampled_from([0.5, 1.0, 3.0]),
+        "top_k": st.integers(1, 10),
+        "top_p": st.sampled_from([1e-6, 0.31, 0.577, 0.93, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.013, 0.41, 1.0]),
+    }
 )
 
 

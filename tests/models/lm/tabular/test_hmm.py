@@ -41,11 +41,12 @@ def model():
 
 
 def test_the_next_letters_law_is_the_forward_recursions():
-    laws = laws_along(model(), ["abccba"])[0]
-    for i, law in enumerate(laws):
-        before, ended = forward("abccba"[:i])
-        expected = [forward("abccba"[:i] + letter)[0] / before for letter in LETTERS]
-        np.testing.assert_allclose(law, [*expected, ended / before, 0], atol=1e-14)
+    text = "abccba" * 10
+    assert forward(text)[0] < 1e-25  # the recursion in the model does not underflow
+    for i, law in enumerate(laws_along(model(), [text])[0]):
+        before, ended = forward(text[:i])
+        expected = [forward(text[:i] + letter)[0] / before for letter in LETTERS]
+        np.testing.assert_allclose(law, [*expected, ended / before, 0], atol=1e-13)
 
 
 def test_all_short_texts_have_their_probabilities():
@@ -57,22 +58,9 @@ def test_all_short_texts_have_their_probabilities():
         assert found.get(text, 0.0) == pytest.approx(forward(text)[0], abs=1e-14)
 
 
-def test_long_texts_do_not_underflow():
-    law = laws_along(model(), ["abc" * 20])[0, -1]
-    assert forward("abc" * 20)[0] < 1e-25
-    assert law.sum() == pytest.approx(1, abs=1e-12)
-    before = forward("abc" * 20)[0]
-    np.testing.assert_allclose(law[:3], [forward("abc" * 20 + letter)[0] / before for letter in LETTERS], atol=1e-12)
-
-
-def test_without_ends_texts_never_end():
-    laws = laws_along(hmm(INITIAL, MOVES, WRITES, symbols=LETTERS), ["abc"])[0]
-    assert (laws[:, 3] == 0).all()
-
-
-def test_after_an_impossible_text_only_the_end_follows():
+def test_without_ends_texts_end_only_after_what_is_impossible():
     lm = hmm([1.0], [[1.0]], [[1.0, 0.0]], symbols="ab")
-    np.testing.assert_array_equal(laws_along(lm, ["ab"])[0, -1], [0, 0, 1, 0])
+    np.testing.assert_array_equal(laws_along(lm, ["aab"])[0], [[1, 0, 0, 0]] * 3 + [[0, 0, 1, 0]])
 
 
 @pytest.mark.parametrize(
