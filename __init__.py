@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from posterity.inference.smc.smc import smc
     from posterity.inference.smc.smc2 import smc2
     from posterity.inference.smc.tempering import tempering
+    from posterity.models import potentials
     from posterity.models.lm import tabular
     from posterity.models.lm.load import load, load_classifier
     from posterity.models.programs import kalman
+    from posterity.models.programs.constrained import constrained
     from posterity.models.programs.host import host_scan
     from posterity.ppl.chunk import chunk
     from posterity.ppl.delay import delay
@@ -72,6 +74,7 @@ __all__ = [
     "communication",
     "condition",
     "conditional_smc",
+    "constrained",
     "controlled",
     "delay",
     "describe",
@@ -103,6 +106,7 @@ __all__ = [
     "particle_gibbs",
     "pimh",
     "pmmh",
+    "potentials",
     "product",
     "program",
     "propose",
@@ -149,6 +153,7 @@ _HOMES = {
     "inference.smc.smc2": ["smc2"],
     "inference.smc.tempering": ["tempering"],
     "models.lm.load": ["load", "load_classifier"],
+    "models.programs.constrained": ["constrained"],
     "models.programs.host": ["host_scan"],
     "ppl.chunk": ["chunk"],
     "ppl.delay": ["delay"],
@@ -173,6 +178,7 @@ _MODULES = {
     "check": "inference.enumeration.check",
     "kalman": "models.programs.kalman",
     "kernels": "inference.mcmc.kernels",
+    "potentials": "models.potentials",
     "tabular": "models.lm.tabular",
 }
 

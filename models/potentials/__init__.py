@@ -1,0 +1,25 @@
+"""What weighs a text token by token: constraints as automata, and potentials of one's own. See docs/potentials.md."""
+
+from posterity.models.potentials import check
+from posterity.models.potentials.automaton import Automaton
+from posterity.models.potentials.json_schema import json_schema
+from posterity.models.potentials.potential import Potential
+from posterity.models.potentials.regex import regex
+from posterity.models.potentials.texts import contains, in_order, length, of_characters, until, without
+from posterity.models.potentials.tokens import TokenAutomaton, over
+
+__all__ = [
+    "Automaton",
+    "Potential",
+    "TokenAutomaton",
+    "check",
+    "contains",
+    "in_order",
+    "json_schema",
+    "length",
+    "of_characters",
+    "over",
+    "regex",
+    "until",
+    "without",
+]
