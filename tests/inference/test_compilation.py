@@ -91,8 +91,9 @@ def largest_constant(program):
     return max(np.size(x) for x in constants(jax.make_jaxpr(lambda key, program: po.smc(key, program, n=4))(jax.random.key(0), program)))
 
 
-def test_weights_are_arguments_not_constants():
-    lm = language_model()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_arguments_not_constants(dtype):
+    lm = language_model().astype(dtype)
     assert lm.parameters > 4_000
     assert largest_constant(letters(lm, lm.prompt("ab"))) <= 1_000
 

@@ -43,14 +43,24 @@ def test_the_cache_holds_bfloat16_by_its_bits():
     assert (memory.keys.dtype, memory.values.dtype) == (jnp.uint16, jnp.uint16)
 
 
-def test_texts_are_sampled_in_either_type():
+def test_texts_are_sampled_in_either_type_and_compiled_once():
+    traced = []
+
     @po.program
     def letters(lm, prompt):
+        traced.append(lm)
         return po.scan(lambda text, _: text.push(po.sample("token", text.next())), lm.start(prompt), length=3)
 
-    posterior = po.smc(jax.random.key(0), letters(LM.astype("bfloat16"), LM.prompt("ab")), n=8)
-    assert posterior.values.tokens.dtype == jnp.int32
-    assert np.isfinite(posterior.log_evidence)
+    def run(lm, seed):
+        traced.clear()
+        return po.smc(jax.random.key(seed), letters(lm, lm.prompt("ab")), n=8), len(traced)
+
+    (first, times), (second, again) = run(LM.astype("bfloat16"), 0), run(language_model(1).astype("bfloat16"), 1)
+    assert times > 0
+    assert again == 0
+    assert first.values.tokens.dtype == jnp.int32
+    assert np.isfinite(first.log_evidence)
+    assert not np.array_equal(first.values.tokens, second.values.tokens)
 
 
 def test_the_fastest_type_is_one_of_the_known_and_measured_once():
