@@ -181,18 +181,18 @@ class CachedDecoder:
 
         few = active.shape[0] // 4
         whole = everyone if few < 8 else alone(functools.partial(_by_number, everyone, few), everyone)
-        hidden, new = whole(weights, reading, tokens, writes.pages < NOWHERE)
+        logits, new = whole(weights, reading, tokens, writes.pages < NOWHERE)
         keys = pool[0].at[writes.pages, :, :, :, writes.offsets].set(_bits(new.keys), mode="drop")
         values = pool[1].at[writes.pages, :, :, writes.offsets].set(_bits(new.values), mode="drop")
-        return self.decoder.logits(hidden), replace(memory, pages=pages, keys=keys, values=values)
+        return logits, replace(memory, pages=pages, keys=keys, values=values)
 
 
 def forward(decoder: Decoder, cache: Cache, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Array, KeysValues]:
-    """Hidden states [n, hidden] of the active texts' next tokens, and their keys and values [n, layers, kv heads, size]; the cache stays as it is."""
+    """Logits [n, vocab] after the active texts' new tokens, and their keys and values [n, layers, kv heads, size]; the cache stays as it is."""
     lengths = cache.pages.lengths
     longest = jnp.max(jnp.where(active, lengths, 0))
     hidden, reading = decoder.decode(tokens, cache.prompt_length + lengths, Reading(cache, longest))
-    return hidden, KeysValues(*(jnp.concatenate(part, axis=1) for part in zip(*reading.new, strict=True)))
+    return decoder.logits(hidden), KeysValues(*(jnp.concatenate(part, axis=1) for part in zip(*reading.new, strict=True)))
 
 
 def _by_number(everyone: Callable, few: int, weights: Any, cache: Cache, tokens: Array, active: Array) -> tuple[Array, KeysValues]:
