@@ -38,7 +38,7 @@ class TokenAutomaton(Potential):
 
     def update(self, state: Array, token: Array) -> tuple[Array, Array]:
         label = jnp.asarray(self.class_of)[token]
-        return jnp.asarray(self.following)[state, label], jnp.asarray(self.log_weights)[state, label]
+        return jnp.asarray(self.following)[state, label].astype(jnp.int32), jnp.asarray(self.log_weights)[state, label]
 
     def scores(self, state: Array) -> Array:
         return jnp.asarray(self.log_weights)[state][jnp.asarray(self.class_of)]
