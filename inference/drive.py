@@ -159,7 +159,8 @@ def _stepwise(
 def in_stretches(run: Any, goes: Callable, stretch: Callable, options: tuple, *, shown: Any, progress: bool, kept: Kept | None) -> Any:
     """A run brought to its end in stretches of steps, each compiled as one loop: to show how far it is, or to keep the run on disk between them.
 
-    `shown` says its name and has a `length`. `stretch(run, *options, until)`, a jitted function, makes steps until `run.time` is `until` or `goes(run)` no longer holds.
+    `stretch(run, *options, until)`, a jitted function, makes steps until `run.time` is `until` or `goes(run)` no longer holds; `shown` has a name
+    (its `repr`) and a `length`.
     """
     if kept:
         run = stretch(run, *options, 0)  # no step: but from here on its arrays lie on the devices as they will
