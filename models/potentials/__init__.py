@@ -2,6 +2,7 @@
 
 from posterity.models.potentials import check
 from posterity.models.potentials.automaton import Automaton
+from posterity.models.potentials.grammar import Grammar, grammar
 from posterity.models.potentials.json_schema import json_schema
 from posterity.models.potentials.potential import Potential
 from posterity.models.potentials.regex import regex
@@ -10,10 +11,12 @@ from posterity.models.potentials.tokens import TokenAutomaton, over
 
 __all__ = [
     "Automaton",
+    "Grammar",
     "Potential",
     "TokenAutomaton",
     "check",
     "contains",
+    "grammar",
     "in_order",
     "json_schema",
     "length",
