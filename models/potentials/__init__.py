@@ -4,6 +4,7 @@ from posterity.models.potentials import check
 from posterity.models.potentials.automaton import Automaton
 from posterity.models.potentials.grammar import Grammar, grammar
 from posterity.models.potentials.json_schema import json_schema
+from posterity.models.potentials.judge import Judge, judge
 from posterity.models.potentials.potential import Potential
 from posterity.models.potentials.regex import regex
 from posterity.models.potentials.texts import contains, in_order, length, of_characters, until, without
@@ -12,6 +13,7 @@ from posterity.models.potentials.tokens import TokenAutomaton, over
 __all__ = [
     "Automaton",
     "Grammar",
+    "Judge",
     "Potential",
     "TokenAutomaton",
     "check",
@@ -19,6 +21,7 @@ __all__ = [
     "grammar",
     "in_order",
     "json_schema",
+    "judge",
     "length",
     "of_characters",
     "over",
