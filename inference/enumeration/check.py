@@ -115,7 +115,7 @@ def same_meaning(program: Program, other: Program | Mapping[Any, float], *, tole
     """
     found = exact(program, limit=limit)
     if isinstance(other, Mapping):
-        law, expected = "meaning, against a sum", dict(other)
+        law, expected = "meaning, against a sum", {outcome: float(mass) for outcome, mass in other.items()}
     else:
         law, expected = "equal meaning", _of(exact(other, limit=limit))
     return _compare(law, expected, _of(found), found.branches, tolerance)
