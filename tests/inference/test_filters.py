@@ -101,6 +101,7 @@ def quadratic(x):
     return jnp.stack([x, x**2])
 
 
+@pytest.mark.slow
 def test_what_is_learned_makes_the_evidence_vary_less_and_leaves_it_right():
     exact = float(dist.Normal(0.0, np.sqrt(8.25)).log_prob(8.0))
     runs = {rounds: references.runs(po.controlled, arrive(8.0), lambda x: x, n=200, repeats=100, features=quadratic, rounds=rounds)[0] for rounds in (0, 1, 3)}

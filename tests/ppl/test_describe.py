@@ -188,6 +188,7 @@ def test_a_trace_prints_steps_sites_and_the_running_total():
     assert lines[-1].split()[-1] == lines[-2].split()[-1]  # the log weight is the last total
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_language_model_shows_tokens_as_text():
     lm = tiny_lm.language_model()
 

@@ -174,6 +174,7 @@ def test_an_adapted_language_model_wastes_no_particle(lm):
     assert not any("*" in answer for answer in posterior.answers())
 
 
+@pytest.mark.slow
 def test_two_prompts_are_experts_over_one_vocabulary(lm):
     """Both write 42; where they disagree, neither answer is likely."""
     agreed = po.smc(jax.random.key(0), po.adapt(po.product(say(lm, "12+30="), say(lm, "40+2=")), "token"), n=4)

@@ -220,6 +220,7 @@ def letters(lm):
     return po.scan(step, lm.start("ab"), length=4)
 
 
+@pytest.mark.slow
 def test_texts_are_looked_ahead_of_delayed_and_mixed_but_not_recorded():
     """The evidence within 4.4 standard errors, which come to .2 (a false alarm in 100,000)."""
     program = letters(tiny_lm.language_model())

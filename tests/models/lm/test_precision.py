@@ -33,6 +33,7 @@ def test_products_in_bfloat16_sum_in_float32():
     assert float(total[0, 0]) == 1256
 
 
+@pytest.mark.slow
 def test_the_cache_holds_bfloat16_by_its_bits():
     lm, tokens = LM.astype("bfloat16"), TOKENS[0]
     whole = jax.nn.softmax(lm.decoder.logits(lm.decoder(TOKENS)[0])[0].astype(jnp.float32))

@@ -86,6 +86,7 @@ def test_log_probabilities_of_a_whole_text_equal_the_reference(loaded, reference
     assert_equal_to_the_reference(np.asarray(whole(decoder, reference["text_ids"][None]), np.float64), reference)
 
 
+@pytest.mark.slow
 def test_log_probabilities_of_token_by_token_decoding_equal_the_reference(loaded, reference):
     """The first token is the prompt, padded; the other 63 go one by one through the cache of two particles."""
     decoder, _ = loaded

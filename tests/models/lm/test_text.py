@@ -293,6 +293,7 @@ def test_a_pool_for_fewer_tokens_is_enough_for_particles_that_share_their_pasts(
         LM.start("ab", pool=0)
 
 
+@pytest.mark.slow
 def test_particle_sets_of_many_prompts_are_those_of_each_and_the_weights_are_not_copied():
     prompts = LM.prompts(["a", "abca", "d" * 17])
     keys = jax.random.split(KEY, 3)

@@ -161,6 +161,7 @@ def bootstrap(lm, prompt, potential):
     return text
 
 
+@pytest.mark.slow
 def test_looking_ahead_takes_the_variance_of_the_evidence_down_tenfold():
     # A rare word at the end of at most nine letters. Seeds are fixed; over others the ratio of variances has been far above 10.
     lm = po.tabular.ngram(["abcab", "bca", "cabb", "abab"], order=2)

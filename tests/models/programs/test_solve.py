@@ -20,6 +20,7 @@ def cramped():
     return LanguageModel.of(Decoder(config, rngs=nnx.Rngs(0)), tokenizer, "cramped")
 
 
+@pytest.mark.slow
 def test_a_text_that_stops_for_want_of_room_is_no_solution(cramped):
     prompt = "10+20+30*40+50="  # leaves room for one token, which cannot be a whole solution
     alone = po.importance(jax.random.key(0), solve(cramped, prompt, potential="none"), n=32)

@@ -57,6 +57,7 @@ def test_a_single_sample_solves_almost_all_of_the_easiest_level(abacus):
     assert accuracy(*abacus, level=1, count=400, seed=11).rate > 0.95
 
 
+@pytest.mark.slow
 def test_a_single_sample_solves_some_of_the_hardest_level(abacus):
     assert 0.3 <= accuracy(*abacus, level=6, count=300, seed=11).rate <= 0.6
 
