@@ -1,0 +1,137 @@
+"""Rewards: scores in [0, 1] of texts under way, by a model, or by a function of the text. What `reason` weighs steps by."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from posterity.models.lm.cache import CachedDecoder
+from posterity.models.lm.heads import Classifier
+from posterity.models.lm.language_model import Prompt
+from posterity.models.lm.model import Memory
+from posterity.models.lm.text import Text
+from posterity.ppl.side_by_side import anywhere
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores n texts that share a prompt, as they grow. A pytree: its weights are leaves.
+
+    It speaks of a batch, because it may remember what it has read of each text (a reward model has a cache): its state follows the
+    texts by `select`, as their language model's memory does.
+    """
+
+    def begin(self, prompt: Prompt, n: int, steps: int) -> Any:
+        """The state for n texts that begin with `prompt` and may each have `steps` more tokens: a pytree."""
+        ...
+
+    def score(self, state: Any, texts: Text, where: Bool[Array, " n"]) -> tuple[Float[Array, " n"], Any]:
+        """The score of each text as it stands, in [0, 1], and the state after it; where `where` is False it is not read, and its score means nothing.
+
+        `texts` is what n texts are to `jax.vmap`: every leaf has leading axis n. They only ever grow, between two calls.
+        """
+        ...
+
+    def select(self, state: Any, ancestors: Int[Array, " m"]) -> Any:
+        """The state of m texts whose i-th is a copy of number `ancestors[i]`."""
+        ...
+
+
+@struct.dataclass
+class Read:
+    """What a reward model has read of n texts."""
+
+    memory: Memory
+    generated: Int[Array, " n"]  # tokens after the prompt that it has taken in
+    logits: Float[Array, "n labels"]  # after the last of them
+
+
+@struct.dataclass
+class RewardModel:
+    """A classifier as a reward: its probability, at a text's last token, that what is written is right. It reads every token once.
+
+    With one label that is the logistic function of its score, with more the softmax's share of `label`.
+
+    >>> import posterity as po
+    >>> RewardModel(po.load_classifier("hf:PATH/OF/A/REWARD/MODEL"))  # doctest: +SKIP
+    """
+
+    classifier: Classifier
+    label: int = struct.field(pytree_node=False, default=-1)  # which of the labels means "right"; the last, by default
+
+    def begin(self, prompt: Prompt, n: int, steps: int) -> Read:
+        """The prompt through the model, once for all texts.
+
+        Raises:
+          ValueError: when the prompt and `steps` tokens do not fit the model's context.
+        """
+        model, length = CachedDecoder(self.classifier.decoder), jnp.asarray(prompt.length)
+        if not isinstance(length, jax.core.Tracer) and int(length) + steps > model.context_length:
+            needed = f"a prompt of {int(length)} tokens and {steps} more"
+            raise ValueError(f"{self.classifier.name}: {needed} do not fit the reward model's context, {model.context_length} tokens")
+        logits, memory = model.start(jnp.asarray(prompt.tokens), length, n, steps)
+        return Read(memory, jnp.zeros(n, jnp.int32), logits.astype(jnp.float32))
+
+    def score(self, state: Read, texts: Text, where: Bool[Array, " n"]) -> tuple[Float[Array, " n"], Read]:
+        """Takes in what it has not read yet, one token of every text at a time.
+
+        Raises:
+          ValueError: for texts in other tokens than the model's own.
+        """
+        if texts.tokenizer != self.classifier.tokenizer:
+            raise ValueError(f"{self.classifier.name}: this reward model has other tokens than the language model, and reads no others")
+        model, last = CachedDecoder(self.classifier.decoder), texts.tokens.shape[1] - 1
+
+        def unread(state: Read) -> Array:
+            return where & (state.generated < texts.generated)
+
+        def read(state: Read) -> Read:
+            active, place = unread(state), jnp.minimum(texts.prompt_length + state.generated, last)
+            logits, memory = model.advance(state.memory, jnp.take_along_axis(texts.tokens, place[:, None], axis=1)[:, 0], active)
+            return Read(memory, state.generated + active, jnp.where(active[:, None], logits.astype(jnp.float32), state.logits))
+
+        state = jax.lax.while_loop(lambda state: anywhere(jnp.any(unread(state))), read, state)
+        return self.probability(state.logits), state
+
+    def select(self, state: Read, ancestors: Int[Array, " m"]) -> Read:
+        return Read(state.memory.select(ancestors), state.generated[ancestors], state.logits[ancestors])
+
+    def probability(self, logits: Float[Array, "*n labels"]) -> Float[Array, "*n"]:
+        """That the text is right, of the labels' scores."""
+        return jax.nn.sigmoid(logits[..., 0]) if logits.shape[-1] == 1 else jax.nn.softmax(logits, axis=-1)[..., self.label]
+
+
+@struct.dataclass
+class TextReward:
+    """A function of one text as a reward: jittable, Text -> number in [0, 1]. With `jax.tree_util.Partial` its tables are data, no constants."""
+
+    function: jax.tree_util.Partial
+
+    def begin(self, prompt: Prompt, n: int, steps: int) -> tuple:
+        return ()
+
+    def score(self, state: tuple, texts: Text, where: Bool[Array, " n"]) -> tuple[Float[Array, " n"], tuple]:
+        return jnp.asarray(jax.vmap(self.function)(replace(texts, logits=None, phase="finished")), float), state
+
+    def select(self, state: tuple, ancestors: Int[Array, " m"]) -> tuple:
+        return state
+
+
+def as_reward(x: Reward | Classifier | Callable[[Text], Array]) -> Reward:
+    """The reward that x is, or that a classifier or a function of one text makes.
+
+    Raises:
+      TypeError: when x is none of these.
+    """
+    if isinstance(x, Reward):
+        return x
+    if isinstance(x, Classifier):
+        return RewardModel(x)
+    if callable(x):
+        return TextReward(x if isinstance(x, jax.tree_util.Partial) else jax.tree_util.Partial(x))
+    raise TypeError(f"reward must be a Reward, a classifier (po.load_classifier) or a function of a Text, got {type(x).__name__}")
