@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from posterity.models.programs import kalman
     from posterity.models.programs.constrained import constrained
     from posterity.models.programs.host import host_scan
+    from posterity.models.programs.reason import reason
     from posterity.ppl.chunk import chunk
     from posterity.ppl.delay import delay
     from posterity.ppl.describe import describe, trace
@@ -111,6 +112,7 @@ __all__ = [
     "program",
     "propose",
     "query",
+    "reason",
     "recorded",
     "resample_move",
     "retraced",
@@ -155,6 +157,7 @@ _HOMES = {
     "models.lm.load": ["load", "load_classifier"],
     "models.programs.constrained": ["constrained"],
     "models.programs.host": ["host_scan"],
+    "models.programs.reason": ["reason"],
     "ppl.chunk": ["chunk"],
     "ppl.delay": ["delay"],
     "ppl.describe": ["describe", "trace"],

@@ -15,6 +15,7 @@ from posterity.models.lm.heads import Classifier
 from posterity.models.lm.language_model import Prompt
 from posterity.models.lm.model import Memory
 from posterity.models.lm.text import Text
+from posterity.models.lm.tokenizer import Tokenizer
 from posterity.ppl.side_by_side import anywhere
 
 
@@ -65,15 +66,8 @@ class RewardModel:
     label: int = struct.field(pytree_node=False, default=-1)  # which of the labels means "right"; the last, by default
 
     def begin(self, prompt: Prompt, n: int, steps: int) -> Read:
-        """The prompt through the model, once for all texts.
-
-        Raises:
-          ValueError: when the prompt and `steps` tokens do not fit the model's context.
-        """
+        """The prompt through the model, once for all texts."""
         model, length = CachedDecoder(self.classifier.decoder), jnp.asarray(prompt.length)
-        if not isinstance(length, jax.core.Tracer) and int(length) + steps > model.context_length:
-            needed = f"a prompt of {int(length)} tokens and {steps} more"
-            raise ValueError(f"{self.classifier.name}: {needed} do not fit the reward model's context, {model.context_length} tokens")
         logits, memory = model.start(jnp.asarray(prompt.tokens), length, n, steps)
         return Read(memory, jnp.zeros(n, jnp.int32), logits.astype(jnp.float32))
 
@@ -83,8 +77,7 @@ class RewardModel:
         Raises:
           ValueError: for texts in other tokens than the model's own.
         """
-        if texts.tokenizer != self.classifier.tokenizer:
-            raise ValueError(f"{self.classifier.name}: this reward model has other tokens than the language model, and reads no others")
+        self.check(self.classifier.name, texts.tokenizer, 0)
         model, last = CachedDecoder(self.classifier.decoder), texts.tokens.shape[1] - 1
 
         def unread(state: Read) -> Array:
@@ -100,6 +93,13 @@ class RewardModel:
 
     def select(self, state: Read, ancestors: Int[Array, " m"]) -> Read:
         return Read(state.memory.select(ancestors), state.generated[ancestors], state.logits[ancestors])
+
+    def check(self, name: str, tokenizer: Tokenizer, tokens: int) -> None:
+        """Raises ValueError, in the name of `name`, when texts in these tokens, or of so many, cannot be read."""
+        if tokenizer != self.classifier.tokenizer:
+            raise ValueError(f"{name}: the reward model {self.classifier.name} has other tokens than the language model, and reads no others")
+        if (context := self.classifier.decoder.config.context_length) < tokens:
+            raise ValueError(f"{name}: texts may come to {tokens} tokens, the context of the reward model {self.classifier.name} is {context}")
 
     def probability(self, logits: Float[Array, "*n labels"]) -> Float[Array, "*n"]:
         """That the text is right, of the labels' scores."""
