@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from posterity.inference.smc.smc2 import smc2
     from posterity.inference.smc.tempering import tempering
     from posterity.models import potentials
-    from posterity.models.lm import tabular
+    from posterity.models.lm import experts, remote, tabular
     from posterity.models.lm.load import load, load_classifier
     from posterity.models.programs import kalman
     from posterity.models.programs.constrained import constrained
@@ -83,6 +83,7 @@ __all__ = [
     "embed",
     "entropic",
     "exact",
+    "experts",
     "factor",
     "ffbsi",
     "fixed_lag",
@@ -114,6 +115,7 @@ __all__ = [
     "query",
     "reason",
     "recorded",
+    "remote",
     "resample_move",
     "retraced",
     "sample",
@@ -179,9 +181,11 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {
     "answers": "inference.answers",
     "check": "inference.enumeration.check",
+    "experts": "models.lm.experts",
     "kalman": "models.programs.kalman",
     "kernels": "inference.mcmc.kernels",
     "potentials": "models.potentials",
+    "remote": "models.lm.remote",
     "tabular": "models.lm.tabular",
 }
 

@@ -1,14 +1,15 @@
-"""Language models by name: the embedded ones, GGUF files, Hugging Face directories, models of the hub."""
+"""Language models by name: the embedded ones, GGUF files, Hugging Face directories, models of the hub, models behind a server."""
 
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from posterity.models import weights
 from posterity.models.lm import gguf_file, hub, huggingface
 from posterity.models.lm.heads import Classifier
 from posterity.models.lm.language_model import LanguageModel
+from posterity.models.lm.remote.client import Remote, connect
 from posterity.models.lm.tokenizer import Tokenizer
 
 
@@ -24,26 +25,42 @@ FORMATS: dict[str, Callable[[str, str], tuple[Any, Tokenizer]]] = {
     "hub": lambda place, dtype: huggingface.load(hub.directory(place), dtype),
 }
 KNOWN = ("gguf:PATH", "hf:DIRECTORY", "hub:OWNER/NAME")
+SERVED = "openai:URL"
 
 
-def load(spec: str, *, dtype: str = "float32") -> LanguageModel:
+@overload
+def load(spec: str, *, dtype: str = "float32") -> LanguageModel: ...
+@overload
+def load(spec: str, *, model: str | None, **options: Any) -> Remote: ...
+def load(spec: str, *, dtype: str | None = None, **options: Any) -> Any:
     """The language model that `spec` names: `"abacus"`, `"gguf:PATH"`, `"hf:DIRECTORY"` or `"hub:OWNER/NAME"` (also `"hub:OWNER/NAME@REVISION"`).
 
-    Its weights are held, and computed with, in `dtype`: "float32" or "bfloat16".
+    Its weights are held, and computed with, in `dtype`: "float32" (as without it) or "bfloat16".
+    `"openai:URL"` is a model behind a server, a `remote.Remote`, with the `options` of `remote.connect` (model, key, log, budget, ...) in place of
+    `dtype`; it needs the extra `remote`.
 
     Raises:
       FileNotFoundError: when there is no such file, directory or model.
-      ImportError: for a model of the hub without the extra `hub`.
+      ImportError: for a model of the hub without the extra `hub`, or one behind a server without `remote`.
+      TypeError: for an option that this kind of model does not have.
       ValueError: for an unknown name or type (with the known ones), and for files that cannot be used; see `gguf_file.load`,
-        `huggingface.load` and `hub.directory`.
+        `huggingface.load`, `hub.directory` and `remote.connect`, which says what else it raises.
 
     >>> load("abacus").name
     'abacus'
     """
+    kind, _, place = str(spec).partition(":")
+    if kind == "openai" and place:
+        if dtype is not None:
+            raise TypeError(f"load: {spec} is computed by its server; it has no dtype")
+        return connect(place, **options)
+    if options:
+        raise TypeError(f"load: {', '.join(options)}: for models behind a server, 'openai:URL', not for {spec!r}")
+    dtype = "float32" if dtype is None else dtype
     if spec in EMBEDDED:
         with resources.as_file(resources.files(weights) / spec) as directory:
             return LanguageModel.of(*huggingface.load(directory, dtype), name=spec, extract=EMBEDDED[spec])
-    model, tokenizer = _read("load", spec, dtype, tuple(EMBEDDED))
+    model, tokenizer = _read("load", spec, dtype, tuple(EMBEDDED), (SERVED,))
     if getattr(model.config, "labels", ()):
         raise ValueError(f"load: {spec} is a classifier, not a language model; use load_classifier")
     return LanguageModel.of(model, tokenizer, name=spec)
@@ -61,9 +78,9 @@ def load_classifier(spec: str, *, dtype: str = "float32") -> Classifier:
     return Classifier.of(model, tokenizer, name=spec)
 
 
-def _read(caller: str, spec: str, dtype: str, embedded: tuple[str, ...]) -> tuple[Any, Tokenizer]:
+def _read(caller: str, spec: str, dtype: str, embedded: tuple[str, ...], others: tuple[str, ...] = ()) -> tuple[Any, Tokenizer]:
     kind, _, place = str(spec).partition(":")
     if kind not in FORMATS or not place:
-        known = ", ".join(repr(name) for name in (*embedded, *KNOWN))
+        known = ", ".join(repr(name) for name in (*embedded, *KNOWN, *others))
         raise ValueError(f"{caller}: no model is called {spec!r}; known are {known}")
     return FORMATS[kind](place, dtype)

@@ -67,7 +67,7 @@ class State(Answer):
 
     def answer(self) -> Hashable:
         state = self.state
-        return state if isinstance(state, Hashable) else plain(state)
+        return state if isinstance(state, Hashable) and not isinstance(state, Answer) else plain(state)
 
     def __str__(self) -> str:
         return str(self.state)
