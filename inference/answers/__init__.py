@@ -8,17 +8,35 @@
 from posterity.inference.answers.choice import Choice, best, best_of_majority, majority, merged, minimum_bayes_risk
 from posterity.inference.answers.consistency import Weibulls, pruned, rpc
 from posterity.inference.answers.coverage import BetaLaw, CoverageLaw, coverage, pass_at_k
+from posterity.inference.answers.curves import (
+    BudgetRatio,
+    Calibration,
+    Curve,
+    Trials,
+    accuracy_curve,
+    budget_ratio,
+    calibration,
+    difference_curve,
+)
 from posterity.inference.answers.mode import Mode, mode
 
 __all__ = [
     "BetaLaw",
+    "BudgetRatio",
+    "Calibration",
     "Choice",
     "CoverageLaw",
+    "Curve",
     "Mode",
+    "Trials",
     "Weibulls",
+    "accuracy_curve",
     "best",
     "best_of_majority",
+    "budget_ratio",
+    "calibration",
     "coverage",
+    "difference_curve",
     "majority",
     "merged",
     "minimum_bayes_risk",
