@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from posterity.models.lm import experts, remote, tabular
     from posterity.models.lm.load import load, load_classifier
     from posterity.models.programs import kalman
-    from posterity.models.programs.constrained import constrained
+    from posterity.models.programs.constrained import average_law, constrained
     from posterity.models.programs.host import host_scan
     from posterity.models.programs.reason import reason
     from posterity.ppl.chunk import chunk
@@ -67,6 +67,7 @@ __all__ = [
     "Weighted",
     "adapt",
     "answers",
+    "average_law",
     "backward_simulation",
     "biased_entropic",
     "branching_smc",
@@ -157,7 +158,7 @@ _HOMES = {
     "inference.smc.smc2": ["smc2"],
     "inference.smc.tempering": ["tempering"],
     "models.lm.load": ["load", "load_classifier"],
-    "models.programs.constrained": ["constrained"],
+    "models.programs.constrained": ["average_law", "constrained"],
     "models.programs.host": ["host_scan"],
     "models.programs.reason": ["reason"],
     "ppl.chunk": ["chunk"],

@@ -42,7 +42,7 @@ def alternating(ways, repeats):
 def lifting(tokenizer):
     for pattern in (DIGITS, r"(?:[a-z]+ ){25}end"):
         automaton = po.potentials.regex(pattern)
-        tokens._trie.cache_clear()
+        tokens.trie.cache_clear()
         cold = seconds(lambda automaton=automaton: tokens.lifted(automaton, tokenizer))
         warm = seconds(lambda automaton=automaton: tokens.lifted(automaton, tokenizer))
         with tempfile.TemporaryDirectory() as folder:

@@ -7,15 +7,22 @@ from posterity.models.potentials.json_schema import json_schema
 from posterity.models.potentials.judge import Judge, judge
 from posterity.models.potentials.potential import Potential
 from posterity.models.potentials.regex import regex
-from posterity.models.potentials.texts import contains, in_order, length, of_characters, until, without
+from posterity.models.potentials.rejection import rejection
+from posterity.models.potentials.safe import Safe, safe
+from posterity.models.potentials.texts import at_most, contains, in_order, length, of_characters, stopped, until, without
 from posterity.models.potentials.tokens import TokenAutomaton, over
+from posterity.models.potentials.weighted import WeightedAutomaton, WeightedGrammar, weighted_automaton, weighted_grammar, weighted_texts
 
 __all__ = [
     "Automaton",
     "Grammar",
     "Judge",
     "Potential",
+    "Safe",
     "TokenAutomaton",
+    "WeightedAutomaton",
+    "WeightedGrammar",
+    "at_most",
     "check",
     "contains",
     "grammar",
@@ -26,6 +33,12 @@ __all__ = [
     "of_characters",
     "over",
     "regex",
+    "rejection",
+    "safe",
+    "stopped",
     "until",
+    "weighted_automaton",
+    "weighted_grammar",
+    "weighted_texts",
     "without",
 ]

@@ -22,6 +22,17 @@ DECIDING = [  # the keyword that outlines-core goes by, the first of these that 
     ("type", {"items", "minItems", "maxItems", "minLength", "maxLength", "additionalProperties"}),
 ]
 ASCII = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}  # what these mean in ECMA 262, which schemas follow
+_DATE = r"[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+_WORD, _LABEL, _PART = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+", "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", r"[A-Za-z0-9._~!$&'()*+,;=:@-]*"
+FORMATS = {  # of RFC 3339, 4122, 5321 and 3986; the library's own write quotes and backslashes that end a string of JSON (0.2.14: time, email, uri)
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "uuid": "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    "email": rf"{_WORD}(?:\.{_WORD})*@{_LABEL}(?:\.{_LABEL})+",
+    "uri": rf"[a-z][a-z0-9+.-]*://{_LABEL}(?:\.{_LABEL})*(?::[0-9]{{1,5}})?(?:/{_PART})*(?:\?{_PART})?(?:#{_PART})?",
+}
 UNSAFE = [chr(i) for i in range(32)] + ['"', "\\", "\x7f"]  # what a string of JSON may not hold as it is
 
 
@@ -32,7 +43,8 @@ def json_schema(schema: Mapping[str, Any] | str, *, whitespace: str | None = Non
 
     Args:
       schema: a JSON Schema, as a mapping or as JSON. Understood are `type`, `properties` with `required`, `items` with `minItems` and
-        `maxItems`, `prefixItems`, `enum`, `const`, `anyOf`, `$ref` within the schema, `minLength`, `maxLength`, `pattern`, `format`.
+        `maxItems`, `prefixItems`, `enum`, `const`, `anyOf`, `$ref` within the schema, `minLength`, `maxLength`, `pattern`, and as `format`
+        date (never 29 February), time, date-time, uuid, email and uri (with a host in ASCII).
       whitespace: a regular expression for what may stand between the parts; by default one space or none.
 
     Raises:
@@ -52,7 +64,7 @@ def json_schema(schema: Mapping[str, Any] | str, *, whitespace: str | None = Non
         _check(place, part)
     library = outlines_core().json_schema
     try:
-        pattern = library.build_regex_from_schema(json.dumps(schema, ensure_ascii=False), whitespace)
+        pattern = library.build_regex_from_schema(json.dumps(_spelled_out(schema), ensure_ascii=False), whitespace)
     except ValueError as error:
         raise ValueError(f"json_schema: {str(error).splitlines()[0]}") from error
     return regex(re.sub(r"\\.", lambda escape: ASCII.get(escape[0], escape[0]), pattern, flags=re.DOTALL))
@@ -74,6 +86,25 @@ def _schemas(schema: Any, place: str) -> Iterator[tuple[str, Any]]:
             yield from _schemas(schema[key], f"{place}/{key}")
 
 
+def _spelled_out(schema: Any) -> Any:
+    """The schema with formats as patterns, and the names of properties as JSON writes them: the library would leave quotes as they are."""
+    if not isinstance(schema, Mapping):
+        return [_spelled_out(part) for part in schema] if isinstance(schema, list) else schema
+    found = {key: part if key in ("enum", "const") else _spelled_out(part) for key, part in schema.items()}
+    for key in ("$defs", "definitions", "properties"):
+        if key in schema:
+            found[key] = {_escaped(name) if key == "properties" else name: _spelled_out(part) for name, part in schema[key].items()}
+    if "required" in schema:
+        found["required"] = [_escaped(name) for name in schema["required"]]
+    if "format" in schema:
+        found |= {"type": "string", "pattern": FORMATS[found.pop("format")]}
+    return found
+
+
+def _escaped(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)[1:-1]
+
+
 def _check(place: str, schema: Any) -> None:
     """Refuses what would be passed over."""
     if not isinstance(schema, Mapping):
@@ -89,6 +120,8 @@ def _check(place: str, schema: Any) -> None:
         raise ValueError(f"json_schema: 'additionalProperties' beside 'properties' at {place} must be false: others are never written")
     if deciding in ("enum", "const") and "type" in keywords:
         _check_values(place, schema)
+    if deciding == "format" and schema["format"] not in FORMATS:
+        raise ValueError(f"json_schema: the format {schema['format']!r} at {place} is not known; known are {', '.join(FORMATS)}")
     if "pattern" in keywords and not (regex(schema["pattern"]) & ~without(*UNSAFE)).empty:
         raise ValueError(f"json_schema: the pattern at {place} matches texts with quotes, backslashes or control characters, which JSON writes in another way")
 

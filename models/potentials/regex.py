@@ -73,10 +73,22 @@ def _tables(pattern: str) -> dict[str, np.ndarray]:
 
 def _unanchored(pattern: str) -> str:
     """The pattern without the anchors around it: it is matched as a whole anyway."""
+    if _alternates(pattern):  # of which each has its own
+        return pattern
     end = re.search(r"(\\*)\$$", pattern)
-    if end and len(end[1]) % 2 == 0 and "|" not in pattern:
+    if end and len(end[1]) % 2 == 0:
         pattern = pattern[:-1]
-    return pattern[1:] if pattern.startswith("^") and "|" not in pattern else pattern
+    return pattern.removeprefix("^")
+
+
+def _alternates(pattern: str) -> bool:
+    """Whether a | stands outside of all groups and classes."""
+    depth = 0
+    for part in re.findall(r"\\.|\[\^?\]?(?:\\.|[^\]])*\]|[()|]", pattern, re.DOTALL):
+        if part == "|" and depth == 0:
+            return True
+        depth += {"(": 1, ")": -1}.get(part, 0)
+    return False
 
 
 def _complaint(pattern: str, reason: str) -> str:

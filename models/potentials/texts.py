@@ -1,6 +1,6 @@
 """Sets of texts by the strings, characters, words or lines in them, as automata over bytes. Combine them with `&`, `|` and `~`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -46,6 +46,39 @@ def without(*texts: str) -> Automaton:
     return ~_occurs(_given("without", texts))
 
 
+def at_most(costs: Mapping[str, int], budget: int) -> Automaton:
+    """The texts in which what occurs costs no more than a budget in all; each time counts, and so do occurrences that overlap.
+
+    It is a set of texts as any other: under `po.constrained` no text that costs more can come out, and looking ahead sees to it that none gets
+    stuck. Costs that a model gives: `safe`.
+
+    Args:
+      costs: what each of some texts costs, whole numbers from 1 on.
+      budget: a whole number from 0 on.
+
+    Raises:
+      ValueError: for other numbers, or texts that are empty.
+
+    >>> polite = at_most({"damn": 2, "hell": 1}, 2)
+    >>> polite.accepts("hell, hell"), polite.accepts("damn hell")
+    (True, False)
+    """
+    texts = _given("at_most", tuple(costs))
+    if not all(isinstance(cost, int) and cost >= 1 for cost in costs.values()) or not (isinstance(budget, int) and budget >= 0):
+        raise ValueError(f"at_most: costs must be whole numbers from 1 on and the budget one from 0 on, got {dict(costs)!r} and {budget!r}")
+    following, _ = search(texts)
+    read = {0: b""}  # by state
+    for text in texts:
+        state = 0
+        for i, byte in enumerate(text.encode()):
+            state = int(following[state, byte])
+            read[state] = text.encode()[: i + 1]
+    paid = np.array([sum(cost for text, cost in costs.items() if read[state].endswith(text.encode())) for state in range(len(following))])
+    spent = np.arange(budget + 1)[None, :, None] + paid[following][:, None, :]  # [states, spent before, byte]
+    after = np.where(spent <= budget, following[:, None, :] * (budget + 1) + spent, -1)
+    return Automaton.of(after.reshape(-1, 256).astype(np.int32), np.ones(after.shape[0] * after.shape[1], bool))
+
+
 def until(*texts: str) -> Automaton:
     """The texts that end as soon as one of these has occurred.
 
@@ -55,6 +88,21 @@ def until(*texts: str) -> Automaton:
     following, found = search(_given("until", texts))
     following[found] = -1
     return Automaton.of(following, found)
+
+
+def stopped(automaton: Automaton, stop: str) -> Automaton:
+    r"""The texts that, cut off after the first `stop` in them, are in a set.
+
+    >>> lines = stopped(contains("yes"), "\n")
+    >>> lines.accepts("oh yes\n\nNo"), lines.accepts("oh no\nyes")
+    (True, False)
+    """
+    ended, other = automaton & until(stop), automaton & without(stop)
+    if ended.empty:
+        return other
+    following, last = ended.following.copy(), np.flatnonzero(ended.accepting)
+    following[last] = last[:, None]  # from where it has been written on, anything may follow
+    return other | Automaton(following, ended.accepting)
 
 
 def of_characters(characters: str) -> Automaton:

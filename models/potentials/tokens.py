@@ -147,15 +147,15 @@ def lifted(automaton: Automaton, tokenizer: Tokenizer) -> Tables:
 
     Beginnings that tokens share are walked once: level by level down the trie of the vocabulary, all states and tokens at a time.
     """
-    trie, dead = _trie(tokenizer), automaton.states
+    levels, dead = trie(tokenizer), automaton.states
     following = np.where(automaton.following < 0, dead, automaton.following)
     step = np.vstack([following, np.full((1, 256), dead)]).T.astype(np.int32)  # [256, states and dead]
     reached = np.full((tokenizer.vocab_size, dead), dead, np.int32)
     column = np.arange(dead + 1, dtype=np.int32)[None, :]
-    for level in trie:
+    for level in levels:
         column = step[level.byte[:, None], column[level.parent]]
         reached[level.tokens] = column[level.nodes, :dead]
-    rows, class_of = _distinct(reached)
+    rows, class_of = distinct(reached)
     reaching = rows.T
     following = np.where(reaching < dead, reaching, -1)
     kept = useful(following, automaton.accepting)
@@ -177,7 +177,8 @@ class Level(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def _trie(tokenizer: Tokenizer) -> tuple[Level, ...]:
+def trie(tokenizer: Tokenizer) -> tuple[Level, ...]:
+    """The trie of a vocabulary, level by level; end tokens and those that write nothing are in none. The level above the first is a root, node 0."""
     spelled = [b"" if i in tokenizer.end_ids else token for i, token in enumerate(tokenizer.token_bytes)]
     lengths = np.array([len(token) for token in spelled])
     flat = np.frombuffer(b"".join(spelled), np.uint8)
@@ -191,7 +192,7 @@ def _trie(tokenizer: Tokenizer) -> tuple[Level, ...]:
     return tuple(levels)
 
 
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct rows, and which of them each row is. By a random sum, which is looked through: sorting whole rows takes ten times as long."""
     sums = rows.astype(np.uint64) @ np.random.default_rng(0).integers(1, 2**63, size=rows.shape[1], dtype=np.uint64)
     _, first, inverse = np.unique(sums, return_index=True, return_inverse=True)

@@ -11,7 +11,24 @@ import numpy as np
 import pytest
 
 import posterity as po
-from posterity.models.potentials import contains, disk, in_order, json_schema, length, of_characters, over, regex, tokens, until, without
+from posterity.models.potentials import (
+    at_most,
+    contains,
+    disk,
+    in_order,
+    json_schema,
+    length,
+    of_characters,
+    over,
+    regex,
+    safe,
+    stopped,
+    tokens,
+    until,
+    weighted_grammar,
+    weighted_texts,
+    without,
+)
 from posterity.tests.fixtures.byte_texts import language_model, tokenizer
 from posterity.tests.fixtures.patterns import PATTERNS, SCHEMAS
 
@@ -68,9 +85,86 @@ def test_every_text_satisfies_the_schema():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schema", SCHEMAS, ids=str)
-def test_every_text_satisfies_each_of_twenty_schemas(schema):
-    for seed in range(3):
+def test_every_text_satisfies_each_of_a_hundred_schemas(schema):
+    for seed in range(2):
         check_schema(schema, seed)
+
+
+def walked(automaton, pick, most=60):
+    """A text of the set, byte by byte at random, and from `most` bytes on the shortest way to an end."""
+    distance = np.where(automaton.accepting, 0.0, np.inf)
+    for _ in range(automaton.states):
+        onward = np.where(automaton.following >= 0, distance[automaton.following], np.inf).min(axis=1) + 1
+        if np.array_equal(onward := np.minimum(distance, onward), distance):
+            break
+        distance = onward
+    state, text = 0, b""
+    while not (automaton.accepting[state] and (len(text) >= most or pick.random() < 0.2 or not (automaton.following[state] >= 0).any())):
+        ways = np.flatnonzero(automaton.following[state] >= 0)
+        if len(text) >= most:
+            ways = ways[[np.argmin(distance[automaton.following[state, ways]])]]
+        byte = int(pick.choice(ways.tolist()))
+        state, text = automaton.following[state, byte], text + bytes([byte])
+    return text.decode()
+
+
+def test_a_hundred_schemas_accept_only_what_satisfies_them():
+    pick = random.Random(0)
+    for schema in SCHEMAS:
+        automaton, validator = json_schema(schema), jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+        for _ in range(20):
+            text = walked(automaton, pick)
+            assert automaton.accepts(text)
+            assert validator.is_valid(json.loads(text)), (schema, text)
+    assert len(SCHEMAS) == 100
+
+
+def test_stop_strings_end_texts_to_the_byte():
+    # Tokens that bridge the stop, or write beyond it, are as good as any: the text up to it is judged.
+    stop, constraint = "é", contains("é") & without("aa")
+    posterior = po.smc(jax.random.key(0), po.constrained(language_model(), "a", constraint, max_tokens=8, stop=stop), n=8)
+    spelled = tokenizer().token_bytes
+    for text, weight in zip(*stacked(posterior)):
+        written = b"".join(spelled[token] for token in text if token not in tokenizer().end_ids)
+        before = [token for token in text if token not in tokenizer().end_ids][:-1]
+        assert stop.encode() not in b"".join(spelled[token] for token in before)  # it ended with the token that completed the stop
+        head, found, _ = written.partition(stop.encode())
+        assert weight == -np.inf or (found and constraint.accepts(head + found))
+
+
+def stacked(posterior):
+    """The generated token ids of each text, and its log weight."""
+    texts = posterior.values
+    rows = zip(np.asarray(texts.tokens), np.asarray(texts.prompt_length), np.asarray(texts.length))
+    return [row[begin:end].tolist() for row, begin, end in rows], np.asarray(posterior.log_weights)
+
+
+def test_the_law_of_texts_with_a_stop_is_a_plain_sum():
+    lm = po.tabular.ngram(["abca", "cab", "bba"], order=2)
+    free = po.exact(po.constrained(lm, "a", regex("[abc]*"), max_tokens=4))
+    masses = {}
+    for text, estimate in free.answers().items():
+        head, found, _ = text.partition("ca")
+        if (head + found).count("b") == 1:
+            masses[head + found] = masses.get(head + found, 0.0) + estimate.value * np.exp(free.log_evidence)
+    once = regex("[^b]*b[^b]*")
+    assert po.check.same_meaning(po.constrained(lm, "a", once, max_tokens=4, stop="ca"), masses, tolerance=1e-5)
+
+
+def test_a_function_of_text_is_asked_token_by_token_where_it_forbids():
+    # Each step a token is drawn again until the function allows it, so that nothing is lost to a forbidden one.
+    lm, calls = po.tabular.ngram(["abcab", "bca", "cabb", "abab"], order=2), []
+
+    def rule(text, whole):
+        calls.append((text, whole))
+        return -np.inf if "ab" in text else 0.0
+
+    judged = po.potentials.judge(rule, lm.tokenizer, max_tokens=6)
+    posterior = po.smc(jax.random.key(0), po.constrained(lm, "a", judged, max_tokens=6, ask=2), n=32, threshold=0.0)
+    assert np.isfinite(np.asarray(posterior.log_weights)).all()
+    exact = po.exact(po.constrained(lm, "a", without("ab"), max_tokens=6)).log_evidence
+    assert abs(posterior.log_evidence - exact) < 5 * posterior.log_evidence_error  # a false alarm in a million, were it normal
+    assert len(calls) == len(set(calls))
 
 
 def test_a_hundred_patterns_accept_what_python_matches():
@@ -108,6 +202,8 @@ def test_combinations_of_texts():
         (contains("ab", "ba"), lambda t: "ab" in t and "ba" in t),
         (in_order("ab", "b", "a"), lambda t: re.search("ab.*b.*a", t, re.DOTALL) is not None),
         (without("ab", "bb", "日"), lambda t: not re.search("ab|bb|日", t)),
+        (at_most({"ab": 2, "b": 1}, 3), lambda t: 2 * t.count("ab") + t.count("b") <= 3),
+        (stopped(contains("日"), "ab"), lambda t: "日" in "".join(t.partition("ab")[:2])),
         (until("ab", "bb"), lambda t: re.fullmatch("((?!ab|bb).)*.?(ab|bb)", t, re.DOTALL) is not None and not re.search("ab|bb", t[:-1])),
         (of_characters("a日é"), lambda t: set(t) <= set("a日é")),
         (length("characters", 1, 3), lambda t: 1 <= len(t) <= 3),
@@ -210,12 +306,22 @@ def test_tables_are_kept_and_damage_is_mended(tmp_path, monkeypatch):
         (lambda: json_schema({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}), "'uniqueItems' at #/properties/a"),
         (lambda: json_schema({"type": "string", "minLength": 5, "maxLength": 2}), "maxLength must be"),
         (lambda: json_schema({"type": "string", "pattern": ".*"}), "quotes"),
+        (lambda: json_schema({"type": "string", "format": "ipv4"}), "format 'ipv4' at # is not known"),
         (lambda: json_schema({"type": "integer", "enum": ["a"]}), "not of type"),
         (lambda: json_schema({"type": "object", "properties": {}, "required": ["a"]}), "required"),
         (lambda: over(contains("a") & ~contains("a"), tokenizer()), "no text satisfies"),
         (lambda: over(regex("é"), po.load("abacus").tokenizer), "no text satisfies"),
         (lambda: over(regex("a"), tokenizer()).within(3, "zipf"), "law must be"),
         (lambda: contains(""), "not empty"),
+        (lambda: at_most({"a": 0}, 2), "costs must be whole numbers from 1 on"),
+        (lambda: safe(over(regex("a"), tokenizer()), -1.0), "budget must be finite"),
+        (lambda: weighted_texts({"a": -1.0}, tokenizer()), "weight of ending in 'a' must be finite and not negative"),
+        (lambda: weighted_texts({}, tokenizer()), "no text has a weight"),
+        (lambda: weighted_grammar({"S": {"S S": 1, "a": 1}}, tokenizer()), "sum to infinity"),
+        (lambda: weighted_grammar({"S": {"T a": 1}}, tokenizer()), "'T' in S -> T a has no rules"),
+        (lambda: weighted_grammar({"S": {"a S": 1}}, tokenizer()), "no text that 'S' writes"),
+        (lambda: po.constrained(language_model(), "a", regex("a"), max_tokens=3, ask=0), "ask must be a whole number"),
+        (lambda: po.constrained(language_model(), "a", regex("a"), max_tokens=3, stop=""), "stop must not be empty"),
         (lambda: length("tokens", 3), "unit must be"),
         (lambda: over(regex("a"), tokenizer()) ** 0.0, "exponent must be positive"),
     ],
