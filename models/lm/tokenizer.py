@@ -64,6 +64,15 @@ class Tokenizer:
         except Exception as error:  # the Rust library raises bare exceptions
             raise ValueError(self._unknown(text)) from error
 
+    def encode_on(self, text: str) -> list[int]:
+        """Token ids of what goes on from another text: those of `encode`, without the token that starts texts.
+
+        Raises:
+          ValueError: as `encode`.
+        """
+        ids = self.encode(text) if text else []
+        return ids[1:] if self.bos_token is not None and ids[:1] == [self.backend.token_to_id(self.bos_token)] else ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -128,7 +137,7 @@ def _spelling(decoder: Mapping | None):
     parts = [] if decoder is None else decoder.get("decoders", [decoder])
     kinds = {part["type"] for part in parts}
     if "ByteLevel" in kinds:
-        return lambda token: bytes(_byte_of()[character] for character in token) if set(token) <= _byte_of().keys() else token.encode()
+        return lambda token: bytes(byte_of()[character] for character in token) if set(token) <= byte_of().keys() else token.encode()
     if "ByteFallback" in kinds or "Metaspace" in kinds:
         single = re.compile(r"<0x([0-9A-Fa-f]{2})>")
         return lambda token: bytes.fromhex(match[1]) if (match := single.fullmatch(token)) else token.replace("\u2581", " ").encode()
@@ -136,7 +145,7 @@ def _spelling(decoder: Mapping | None):
 
 
 @functools.cache
-def _byte_of() -> dict[str, int]:
+def byte_of() -> dict[str, int]:
     """GPT-2's printable stand-ins for bytes: a printable byte stands for itself, the others, in order, for the characters from 256 on."""
     alphabet = sorted(ByteLevel.alphabet())
     kept = {character: ord(character) for character in alphabet if ord(character) < 256}

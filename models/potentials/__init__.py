@@ -5,6 +5,7 @@ from posterity.models.potentials.automaton import Automaton
 from posterity.models.potentials.grammar import Grammar, grammar
 from posterity.models.potentials.json_schema import json_schema
 from posterity.models.potentials.judge import Judge, judge
+from posterity.models.potentials.likelihood import likelihood, multifurcation
 from posterity.models.potentials.potential import Potential
 from posterity.models.potentials.regex import regex
 from posterity.models.potentials.rejection import rejection
@@ -30,6 +31,8 @@ __all__ = [
     "json_schema",
     "judge",
     "length",
+    "likelihood",
+    "multifurcation",
     "of_characters",
     "over",
     "regex",
