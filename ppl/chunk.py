@@ -26,13 +26,14 @@ class Chunked(Transformed):
         return self.inner.init(key, n)
 
     def step(self, key: Array, particles: Any, *, where: Array | None = None) -> tuple[Any, Array]:
-        """Steps every particle to its next boundary. Those that reach it early wait there; the log potentials add up."""
+        """Steps every particle to its next boundary. Those that reach it early, or are forbidden on the way, wait; the log potentials add up."""
 
         def move(state):
             t, going, particles, log_potential = state
             particles, more = self.inner.step(jax.random.fold_in(key, t), particles, where=going)
-            going = active(self, particles, going) & ~particle_map(self.until, (0,))(self.value(particles))
-            return t + 1, going, particles, times(log_potential, more)
+            log_potential = times(log_potential, more)
+            going = active(self, particles, going) & ~particle_map(self.until, (0,))(self.value(particles)) & ~jnp.isneginf(log_potential)
+            return t + 1, going, particles, log_potential
 
         going = active(self, particles, where)
         start = (jnp.zeros((), jnp.int32), going, particles, jnp.zeros(going.shape))

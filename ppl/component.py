@@ -103,9 +103,10 @@ def results(states: Sequence[Any]) -> list[Any]:
     return [state.result() if isinstance(state, State) else state for state in states]
 
 
-def advance(states: Sequence[Any], after: Sequence[Any], sources: Sequence[Source | None], active: Array) -> list[Any]:
-    """Batches after a step that left `after` (leading axis n); rows that are not `active` [n] stand still."""
-    return [_where(active, new, old) if source is None else source.advance(old, new, active) for old, new, source in zip(states, after, sources, strict=True)]
+def advance(states: Sequence[Any], after: Sequence[Any], sources: Sequence[Source | None], active: Array, alive: Array) -> list[Any]:
+    """Batches after a step that left `after` (leading axis n); rows that are not `active` [n] stand still, and components also where not `alive` [n]."""
+    pairs = zip(states, after, sources, strict=True)
+    return [_where(active, new, old) if source is None else source.advance(old, new, active & alive) for old, new, source in pairs]
 
 
 def select(states: Sequence[Any], ancestors: Array) -> list[Any]:

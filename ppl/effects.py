@@ -261,7 +261,7 @@ def _by_numpyro(call: Scan) -> Any:
         before = jax.tree.unflatten(tree, [component.first(view) for view in component.views(states)])
         with _Weighing(~ended):
             after = call.step(before, x)
-        states = component.advance(states, [component.batch_of_one(leaf) for leaf in component.arrays(after)], sources, ~ended[None])
+        states = component.advance(states, [component.batch_of_one(leaf) for leaf in component.arrays(after)], sources, ~ended[None], jnp.ones(1, bool))
         return (states, ended | call.ended(after)), None
 
     (states, _), _ = numpyro_scan(step, (states, jnp.zeros((), bool)), call.xs, length=call.length)

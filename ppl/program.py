@@ -221,7 +221,8 @@ class FunctionProgram:
         after, ended, log_potential, sources, drawn, log_prior = batched(
             key, jnp.arange(active.shape[0]), particles.choices, component.views(particles.carry), particles.time, active, given
         )
-        carry = component.advance(particles.carry, after, sources, active)
+        # What no weight can bring back need not be carried on: a language model reads on in none of the texts that a constraint has just forbidden.
+        carry = component.advance(particles.carry, after, sources, active, ~jnp.isneginf(log_potential))
         if (sound := component.sound(carry)) is not None:
             log_potential = jnp.where(sound, log_potential, jnp.nan)  # algorithms stop at a potential that is no number
         time = particles.time + (1 if together else active.astype(jnp.int32))

@@ -122,7 +122,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class CachedDecoder:
-    """A decoder as a `Model` whose memory is a `Cache`. Texts that have ended cost nothing once at most a quarter of them is left.
+    """A decoder as a `Model` whose memory is a `Cache`. Only texts under way that differ are computed, in batches of n, 3/4 n or 1/4 n.
 
     The pool has room for every text's every token (n * steps), whatever resampling does, so that it never overflows; `pool`
     tokens in its place bound the memory of particles that resampling keeps related.
@@ -169,19 +169,19 @@ class CachedDecoder:
 
     def advance(self, memory: Cache, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Float[Array, "n vocab"], Cache]:
         """One forward pass over one token of each active text. Nothing moves when the pool has no room for them."""
-        pages, writes = memory.pages.push(active)
+        pages, writes = memory.pages.push(active, tokens)
         pool = memory.keys, memory.values
         if pages.size > 1:
             pool = _copied(pool, writes.sources, writes.targets)
         reading = replace(memory, pages=replace(pages, lengths=memory.pages.lengths), keys=pool[0], values=pool[1])
         graph, weights = nnx.split(self.decoder)
 
-        def everyone(weights, cache, tokens, active):
+        def everyone(weights, cache, tokens, active, twins):
             return forward(nnx.merge(graph, weights), cache, tokens, active)
 
-        few = active.shape[0] // 4
-        whole = everyone if few < 8 else alone(functools.partial(_by_number, everyone, few), everyone)
-        logits, new = whole(weights, reading, tokens, writes.pages < NOWHERE)
+        n = active.shape[0]
+        whole = everyone if n < 32 else alone(functools.partial(_by_number, everyone, (n // 4, 3 * n // 4)), everyone)
+        logits, new = whole(weights, reading, tokens, writes.pages < NOWHERE, writes.twins)
         keys = pool[0].at[writes.pages, :, :, :, writes.offsets].set(_bits(new.keys), mode="drop")
         values = pool[1].at[writes.pages, :, :, writes.offsets].set(_bits(new.values), mode="drop")
         return logits, replace(memory, pages=pages, keys=keys, values=values)
@@ -195,17 +195,19 @@ def forward(decoder: Decoder, cache: Cache, tokens: Int[Array, " n"], active: Bo
     return decoder.logits(hidden), KeysValues(*(jnp.concatenate(part, axis=1) for part in zip(*reading.new, strict=True)))
 
 
-def _by_number(everyone: Callable, few: int, weights: Any, cache: Cache, tokens: Array, active: Array) -> tuple[Array, KeysValues]:
-    """The pass over all texts, or, when at most `few` are active, over these alone: only their tokens, tables and lengths are moved to the front."""
+def _by_number(everyone: Callable, sizes: tuple[int, ...], weights: Any, cache: Cache, tokens: Array, active: Array, twins: Array) -> tuple[Array, KeysValues]:
+    """The pass over as few texts as the smallest of `sizes` (or n) that holds the active: their tokens, tables and lengths alone are moved to the front."""
     order = jnp.argsort(~active, stable=True)
-    front, place = order[:few], jnp.minimum(jnp.argsort(order), few - 1)
+    place = jnp.argsort(order)
 
-    def compacted():
+    def compacted(few):
+        front = order[:few]
         pages = replace(cache.pages, table=cache.pages.table[front], lengths=cache.pages.lengths[front])
-        found = everyone(weights, replace(cache, pages=pages), tokens[front], active[front])
-        return jax.tree.map(lambda x: x[place], found)
+        found = everyone(weights, replace(cache, pages=pages), tokens[front], active[front], twins)
+        return jax.tree.map(lambda x: x[jnp.minimum(place, few - 1)[twins]], found)
 
-    return jax.lax.cond(jnp.sum(active) <= few, compacted, lambda: everyone(weights, cache, tokens, active))
+    passes = [*(functools.partial(compacted, few) for few in sizes), lambda: everyone(weights, cache, tokens, active, twins)]
+    return jax.lax.switch(sum((jnp.sum(active) > few).astype(jnp.int32) for few in sizes), passes)
 
 
 def alone(function: Callable, mapped: Callable) -> Callable:

@@ -182,3 +182,22 @@ def test_a_step_returns_the_component():
 
     with pytest.raises(TypeError, match=r"carry was Notes and came out of the step as float32\[.*\]: return the Notes itself"):
         po.smc(jax.random.key(0), careless(), n=2)
+
+
+@po.program
+def forbidding(scale):
+    """A notebook, and a number that forbids every other particle on the way."""
+
+    def step(carry, _):
+        x = po.sample("x", dist.Bernoulli(0.5))
+        po.factor("allowed", jnp.where(x == 1, -jnp.inf, 0.0))
+        return {"book": carry["book"].write(1.0), "forbidden": carry["forbidden"] + x}
+
+    return po.scan(step, {"book": Shelf(scale).open(), "forbidden": 0}, length=STEPS)
+
+
+def test_components_of_forbidden_particles_are_not_carried_on():
+    run = po.importance(jax.random.key(0), forbidding(1.0), n=20)
+    forbidden = np.asarray(run.values["forbidden"])
+    assert 0 < (forbidden > 0).sum() < 20
+    np.testing.assert_array_equal(run.values["book"].numbers.sum(axis=1), STEPS - forbidden)

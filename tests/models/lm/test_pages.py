@@ -17,8 +17,8 @@ class Held:
         self.pages, self.pool = Pages.empty(N, STEPS, capacity, size), np.full((capacity, size), -1)
 
     def push(self, active: np.ndarray, tokens: np.ndarray) -> None:
-        self.pages, writes = jax.device_get(push(self.pages, active))
-        paged = self.pool
+        self.pages, writes = jax.device_get(push(self.pages, active, tokens))
+        paged, self.twins = self.pool, writes.twins
         paged[writes.targets[writes.targets < NOWHERE]] = paged[writes.sources[writes.targets < NOWHERE]]
         assert (writes.pages[~active] == NOWHERE).all()
         written = writes.pages < NOWHERE
@@ -38,14 +38,14 @@ class Held:
 
 def operate_at_random(size: int, operations: int) -> None:
     rng, held = np.random.default_rng(size), Held(N * -(-STEPS // size), size)
-    texts, finished, token = [[] for _ in range(N)], np.zeros(N, bool), 0
+    texts, finished = [[] for _ in range(N)], np.zeros(N, bool)
     for _ in range(operations):
         kind = rng.choice(["push", "select", "rewind", "finish"], p=[0.7, 0.15, 0.1, 0.05])
         if kind == "push":
             active = (rng.random(N) < 0.8) & ~finished & (np.array([len(text) for text in texts]) < STEPS)
-            held.push(active, np.arange(token, token + N))
-            texts = [[*text, token + i] if active[i] else text for i, text in enumerate(texts)]
-            token += N
+            tokens = rng.integers(10 if rng.random() < 0.5 else 2, size=N)  # with two of them many texts are the same
+            held.push(active, tokens)
+            texts = [[*text, token] if active[i] else text for i, (text, token) in enumerate(zip(texts, tokens.tolist()))]
         elif kind == "select":
             ancestors = rng.integers(N, size=N) if rng.random() < 0.8 else np.full(N, rng.integers(N))
             held.pages = select(held.pages, ancestors)
@@ -83,10 +83,22 @@ def test_full_pages_are_shared_and_the_open_one_is_copied_when_written():
     held.check([[0, 1, 2, 3, 4, 5, 10 + i] for i in range(N)])
 
 
+def test_texts_that_draw_the_same_token_after_the_same_past_go_on_as_one():
+    held = Held(20, 4)
+    for token in range(5):
+        held.push(np.ones(N, bool), np.full(N, token))
+    assert int(held.pages.peak) == 2
+    held.push(np.ones(N, bool), np.array([7, 8, 7, 8, 8, 9]))
+    assert int(held.pages.used) == 1 + 3
+    held.check([[0, 1, 2, 3, 4, token] for token in (7, 8, 7, 8, 8, 9)])
+    held.push(np.arange(N) > 0, np.full(N, 1))
+    np.testing.assert_array_equal(held.twins, [0, 1, 2, 1, 1, 5])
+
+
 def test_pages_are_freed_when_their_last_reader_ends():
     held = Held(2 * N, 2)
     for token in range(4):
-        held.push(np.ones(N, bool), np.full(N, token))
+        held.push(np.ones(N, bool), np.arange(token, token + N))
     assert int(held.pages.used) == 2 * N
     held.pages = select(held.pages, np.full(N, 3))
     assert int(held.pages.used) == 2
