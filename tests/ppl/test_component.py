@@ -189,7 +189,7 @@ def forbidding(scale):
     """A notebook, and a number that forbids every other particle on the way."""
 
     def step(carry, _):
-        x = po.sample("x", dist.Bernoulli(0.5))
+        x = po.sample("x", dist.Bernoulli(0.2))
         po.factor("allowed", jnp.where(x == 1, -jnp.inf, 0.0))
         return {"book": carry["book"].write(1.0), "forbidden": carry["forbidden"] + x}
 
