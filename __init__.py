@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posterity.inference import answers
+    from posterity.inference import answers, budget, search
+    from posterity.inference.budget import Budget, Ledger
     from posterity.inference.checkpoint import Checkpoint
     from posterity.inference.enumeration import check
     from posterity.inference.enumeration.exact import exact
@@ -58,8 +59,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
     "Chain",
     "Checkpoint",
+    "Ledger",
     "Measure",
     "Population",
     "Posterior",
@@ -71,6 +74,7 @@ __all__ = [
     "backward_simulation",
     "biased_entropic",
     "branching_smc",
+    "budget",
     "check",
     "chunk",
     "communication",
@@ -121,6 +125,7 @@ __all__ = [
     "retraced",
     "sample",
     "scan",
+    "search",
     "sharded_smc",
     "smc",
     "smc2",
@@ -133,6 +138,7 @@ __all__ = [
 
 # Names are imported when they are first used (PEP 562): importing JAX takes seconds, and `posterity --help` needs none of it.
 _HOMES = {
+    "inference.budget.ledger": ["Budget", "Ledger"],
     "inference.checkpoint": ["Checkpoint"],
     "inference.enumeration.exact": ["exact"],
     "inference.enumeration.measure": ["Measure"],
@@ -181,12 +187,14 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {
     "answers": "inference.answers",
+    "budget": "inference.budget",
     "check": "inference.enumeration.check",
     "experts": "models.lm.experts",
     "kalman": "models.programs.kalman",
     "kernels": "inference.mcmc.kernels",
     "potentials": "models.potentials",
     "remote": "models.lm.remote",
+    "search": "inference.search",
     "tabular": "models.lm.tabular",
 }
 

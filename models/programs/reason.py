@@ -70,6 +70,11 @@ class Reasoning(Answer):
         return jnp.where(self.steps > 0, last, 1.0)
 
     @property
+    def complete(self) -> Bool[Array, ""]:
+        """Whether the text came to an end of its own: not under way, nor cut off by a budget."""
+        return (self.finish != FINISHES.index("running")) & (self.finish != FINISHES.index("budget"))
+
+    @property
     def finish_reason(self) -> str:
         """Why the text goes no further: "end" (an end token), "steps", "context" or "budget" (no room for more), or "running" (outside compiled code)."""
         return FINISHES[int(self.finish)]
@@ -191,6 +196,10 @@ class Reason:
         finish = jnp.select([holds for holds, _ in why], [FINISHES.index(name) for _, name in why], FINISHES.index("running"))
         work = jax.tree.map(lambda x: jnp.broadcast_to(x, finish.shape), p.work)
         return Reasoning(text, p.scores, p.ends, p.steps, finish, p.log_probability, work, self.extract)
+
+    def charged(self, particles: Particles, others: Particles) -> Particles:
+        """The particles with the work that others have done: these went on from them, and are given up."""
+        return replace(particles, work=others.work)
 
     def within(self, *, tokens: int | None = None, calls: int | None = None, rewards: int | None = None) -> Self:
         """The program as far as limits allow: where the next token, call or score of all its texts would go beyond, those under way are cut off there.
