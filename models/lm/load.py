@@ -1,4 +1,4 @@
-"""Language models by name: the embedded ones, GGUF files, Hugging Face directories, models of the hub, models behind a server."""
+"""Models by name: the embedded ones and the reward model, GGUF files, Hugging Face directories, models of the hub, models behind a server."""
 
 from collections.abc import Callable
 from importlib import resources
@@ -18,6 +18,7 @@ def last_line(text: str) -> str:
     return text.rstrip("\n").rpartition("\n")[2]
 
 
+REWARDS = ("abacus-prm",)  # directories too
 EMBEDDED = {"abacus": last_line}  # directories of posterity.models.weights, and how the answer is read from a text
 FORMATS: dict[str, Callable[[str, str], tuple[Any, Tokenizer]]] = {
     "gguf": lambda place, dtype: gguf_file.load(Path(place).expanduser(), dtype),
@@ -29,13 +30,16 @@ SERVED = "openai:URL"
 
 
 @overload
+def load(spec: Literal["abacus-prm"], *, dtype: str = "float32") -> "RewardModel": ...
+@overload
 def load(spec: str, *, dtype: str = "float32") -> LanguageModel: ...
 @overload
 def load(spec: str, *, model: str | None, **options: Any) -> Remote: ...
 def load(spec: str, *, dtype: str | None = None, **options: Any) -> Any:
     """The language model that `spec` names: `"abacus"`, `"gguf:PATH"`, `"hf:DIRECTORY"` or `"hub:OWNER/NAME"` (also `"hub:OWNER/NAME@REVISION"`).
 
-    Its weights are held, and computed with, in `dtype`: "float32" (as without it) or "bfloat16".
+    `"abacus-prm"` is no language model but the reward of Abacus' steps, for `po.reason(lm, prompt, reward=...)`: a `RewardModel`.
+    Weights are held, and computed with, in `dtype`: "float32" (as without it) or "bfloat16".
     `"openai:URL"` is a model behind a server, a `remote.Remote`, with the `options` of `remote.connect` (model, key, log, budget, ...) in place of
     `dtype`; it needs the extra `remote`.
 
@@ -48,6 +52,8 @@ def load(spec: str, *, dtype: str | None = None, **options: Any) -> Any:
 
     >>> load("abacus").name
     'abacus'
+    >>> load("abacus-prm").classifier.labels
+    ('right',)
     """
     kind, _, place = str(spec).partition(":")
     if kind == "openai" and place:
@@ -60,7 +66,13 @@ def load(spec: str, *, dtype: str | None = None, **options: Any) -> Any:
     if spec in EMBEDDED:
         with resources.as_file(resources.files(weights) / spec) as directory:
             return LanguageModel.of(*huggingface.load(directory, dtype), name=spec, extract=EMBEDDED[spec])
-    model, tokenizer = _read("load", spec, dtype, tuple(EMBEDDED), (SERVED,))
+    if spec in REWARDS:
+        # Here, as who loads a language model has no use for all potentials.
+        from posterity.models.potentials.reward import RewardModel
+
+        with resources.as_file(resources.files(weights) / spec) as directory:
+            return RewardModel(Classifier.of(*huggingface.load(directory, dtype), name=spec))
+    model, tokenizer = _read("load", spec, dtype, (*EMBEDDED, *REWARDS), (SERVED,))
     if getattr(model.config, "labels", ()):
         raise ValueError(f"load: {spec} is a classifier, not a language model; use load_classifier")
     return LanguageModel.of(model, tokenizer, name=spec)

