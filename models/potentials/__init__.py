@@ -1,10 +1,12 @@
 """What weighs a text token by token: constraints as automata, and potentials of one's own. See docs/potentials.md."""
 
 from posterity.models.potentials import check
+from posterity.models.potentials.at_end import at_end
 from posterity.models.potentials.automaton import Automaton
 from posterity.models.potentials.grammar import Grammar, grammar
 from posterity.models.potentials.json_schema import json_schema
 from posterity.models.potentials.judge import Judge, judge
+from posterity.models.potentials.judges import lm_judge, reward_model
 from posterity.models.potentials.likelihood import likelihood, multifurcation
 from posterity.models.potentials.potential import Potential
 from posterity.models.potentials.regex import regex
@@ -12,6 +14,7 @@ from posterity.models.potentials.rejection import rejection
 from posterity.models.potentials.safe import Safe, safe
 from posterity.models.potentials.texts import at_most, contains, in_order, length, of_characters, stopped, until, without
 from posterity.models.potentials.tokens import TokenAutomaton, over
+from posterity.models.potentials.verifiers import Task, Verifier, equals, gym, verifier
 from posterity.models.potentials.weighted import WeightedAutomaton, WeightedGrammar, weighted_automaton, weighted_grammar, weighted_texts
 
 __all__ = [
@@ -20,26 +23,34 @@ __all__ = [
     "Judge",
     "Potential",
     "Safe",
+    "Task",
     "TokenAutomaton",
+    "Verifier",
     "WeightedAutomaton",
     "WeightedGrammar",
+    "at_end",
     "at_most",
     "check",
     "contains",
+    "equals",
     "grammar",
+    "gym",
     "in_order",
     "json_schema",
     "judge",
     "length",
     "likelihood",
+    "lm_judge",
     "multifurcation",
     "of_characters",
     "over",
     "regex",
     "rejection",
+    "reward_model",
     "safe",
     "stopped",
     "until",
+    "verifier",
     "weighted_automaton",
     "weighted_grammar",
     "weighted_texts",
