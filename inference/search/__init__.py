@@ -6,6 +6,8 @@ Those that are properly weighted give a posterior (`Inferred`), the others a `Se
 from posterity.inference.search.beam import beam, dvts, lookahead, step_best_of_n
 from posterity.inference.search.filters import entropic_particle_filter, particle_filter
 from posterity.inference.search.independent import best_of_n, repeated_sampling, self_consistency, weighted_best_of_n
+from posterity.inference.search.many import many
+from posterity.inference.search.particle_gibbs import particle_gibbs
 from posterity.inference.search.rebase import rebase
 from posterity.inference.search.result import Inferred, Selection
 
@@ -17,7 +19,9 @@ __all__ = [
     "dvts",
     "entropic_particle_filter",
     "lookahead",
+    "many",
     "particle_filter",
+    "particle_gibbs",
     "rebase",
     "repeated_sampling",
     "self_consistency",

@@ -12,12 +12,12 @@ from jaxtyping import Float, PRNGKeyArray
 
 from posterity.inference.budget import Budget, Metered, Stopwatch, limited, of_work
 from posterity.inference.drive import advance, begin, finish, going
+from posterity.inference.population import effective_sample_size
 from posterity.inference.search.result import Inferred, Selection
 from posterity.inference.search.rounds import for_seconds, found
 from posterity.inference.smc.resampling import Ancestors, Systematic, scheme
 from posterity.inference.smc.smc import init, share, smc, step
 from posterity.ppl.effects import draw
-from posterity.ppl.population import effective_sample_size
 from posterity.ppl.program import Program, as_program
 
 CLIP = 1e-7

@@ -11,9 +11,9 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from posterity.inference.budget import Ledger
-from posterity.ppl.population import normalise
-from posterity.ppl.posterior import Posterior
-from posterity.ppl.queries import Weighted
+from posterity.inference.population import normalise
+from posterity.inference.posterior import Posterior
+from posterity.inference.queries import Weighted
 
 CHOICES = ("best", "weighted", "majority")
 
@@ -23,6 +23,8 @@ class Inferred(Posterior):
     """A posterior, properly weighted, and what it cost."""
 
     ledger: Ledger | None = None
+
+    __repr__ = Posterior.__repr__
 
 
 @struct.dataclass

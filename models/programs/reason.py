@@ -18,8 +18,8 @@ from posterity.models.lm.text import Text, Texts, TextSource
 from posterity.models.potentials.reward import Reward, RewardModel, as_reward
 from posterity.models.programs.extract import extractor
 from posterity.models.programs.generate import stop_automaton
+from posterity.ppl.answer import Answer
 from posterity.ppl.effects import draw, loop, particle_map
-from posterity.ppl.posterior import Answer
 from posterity.ppl.randomness import with_own_key
 from posterity.ppl.side_by_side import anywhere
 from posterity.ppl.transform import active, known
@@ -168,13 +168,14 @@ class Reason:
         """`step` in which the texts `which` (None: all, then nothing is drawn) make the choices `given`; also the log density of these, [n] nats."""
         return self._step(key, particles, where, given, which)
 
-    def past(self, particles: Particles) -> Given:
-        """The choices of all steps that were made, what `told` takes: leaves [n, max_steps, ...]."""
+    def past(self, particles: Particles) -> tuple[Given, Int[Array, " n"]]:
+        """The choices of all steps that were made, what `told` takes, leaves [n, max_steps, ...]; and how many were made, [n]."""
         text = particles.texts.text
         starts = jnp.pad(particles.ends[:, :-1], ((0, 0), (1, 0)))
         place = text.prompt_length[:, None, None] + starts[:, :, None] + jnp.arange(self.max_step_tokens)
         tokens = jnp.take_along_axis(text.tokens[:, None, :], jnp.minimum(place, text.tokens.shape[1] - 1), axis=2)
-        return Given(tokens, jnp.where(jnp.arange(self.max_steps) < particles.steps[:, None], particles.ends - starts, 0))
+        count = jnp.where(jnp.arange(self.max_steps) < particles.steps[:, None], particles.ends - starts, 0)
+        return Given(tokens, count), particles.rounds
 
     def select(self, particles: Particles, ancestors: Int[Array, " m"]) -> Particles:
         p, generated = particles, particles.texts.text.generated
