@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from posterity.inference.mcmc.chain import Chain
     from posterity.inference.mcmc.particle_gibbs import particle_gibbs, pimh
     from posterity.inference.mcmc.pmmh import pmmh
+    from posterity.inference.population import Population
+    from posterity.inference.posterior import Posterior
+    from posterity.inference.queries import Weighted, query
     from posterity.inference.recorded import recorded
     from posterity.inference.retraced import retraced
     from posterity.inference.scale.in_blocks import in_blocks
@@ -25,13 +28,16 @@ if TYPE_CHECKING:
     from posterity.inference.smc.controlled import controlled
     from posterity.inference.smc.ibis import ibis
     from posterity.inference.smc.importance import importance
+    from posterity.inference.smc.lookahead import lookahead
     from posterity.inference.smc.nested import nested
     from posterity.inference.smc.paris import paris
     from posterity.inference.smc.resample_move import resample_move
     from posterity.inference.smc.resampling.entropic import biased_entropic, entropic
     from posterity.inference.smc.smc import smc
     from posterity.inference.smc.smc2 import smc2
+    from posterity.inference.smc.temper import temper
     from posterity.inference.smc.tempering import tempering
+    from posterity.inference.trace import trace
     from posterity.models import potentials
     from posterity.models.lm import experts, remote, tabular
     from posterity.models.lm.load import load, load_classifier
@@ -41,20 +47,16 @@ if TYPE_CHECKING:
     from posterity.models.programs.reason import reason
     from posterity.ppl.chunk import chunk
     from posterity.ppl.delay import delay
-    from posterity.ppl.describe import describe, trace
+    from posterity.ppl.describe import describe
     from posterity.ppl.effects import factor, observe, sample, scan
     from posterity.ppl.embed import embed, key
     from posterity.ppl.intervene import condition, do, lift
     from posterity.ppl.marginalise import marginalise
     from posterity.ppl.mixture import mixture
-    from posterity.ppl.population import Population
-    from posterity.ppl.posterior import Posterior
     from posterity.ppl.product import product
     from posterity.ppl.program import Program, program
     from posterity.ppl.propose import adapt, propose
-    from posterity.ppl.queries import Weighted, query
-    from posterity.ppl.temper import temper
-    from posterity.ppl.twist import lookahead, twist
+    from posterity.ppl.twist import twist
 
 __version__ = "0.1.0"
 
@@ -145,6 +147,9 @@ _HOMES = {
     "inference.mcmc.chain": ["Chain"],
     "inference.mcmc.particle_gibbs": ["particle_gibbs", "pimh"],
     "inference.mcmc.pmmh": ["pmmh"],
+    "inference.population": ["Population"],
+    "inference.posterior": ["Posterior"],
+    "inference.queries": ["Weighted", "query"],
     "inference.recorded": ["recorded"],
     "inference.retraced": ["retraced"],
     "inference.scale.in_blocks": ["in_blocks"],
@@ -156,33 +161,32 @@ _HOMES = {
     "inference.smc.controlled": ["controlled"],
     "inference.smc.ibis": ["ibis"],
     "inference.smc.importance": ["importance"],
+    "inference.smc.lookahead": ["lookahead"],
     "inference.smc.nested": ["nested"],
     "inference.smc.paris": ["paris"],
     "inference.smc.resample_move": ["resample_move"],
     "inference.smc.resampling.entropic": ["biased_entropic", "entropic"],
     "inference.smc.smc": ["smc"],
     "inference.smc.smc2": ["smc2"],
+    "inference.smc.temper": ["temper"],
     "inference.smc.tempering": ["tempering"],
+    "inference.trace": ["trace"],
     "models.lm.load": ["load", "load_classifier"],
     "models.programs.constrained": ["average_law", "constrained"],
     "models.programs.host": ["host_scan"],
     "models.programs.reason": ["reason"],
     "ppl.chunk": ["chunk"],
     "ppl.delay": ["delay"],
-    "ppl.describe": ["describe", "trace"],
+    "ppl.describe": ["describe"],
     "ppl.effects": ["factor", "observe", "sample", "scan"],
     "ppl.embed": ["embed", "key"],
     "ppl.intervene": ["condition", "do", "lift"],
     "ppl.marginalise": ["marginalise"],
     "ppl.mixture": ["mixture"],
-    "ppl.population": ["Population"],
-    "ppl.posterior": ["Posterior"],
     "ppl.product": ["product"],
     "ppl.program": ["Program", "program"],
     "ppl.propose": ["adapt", "propose"],
-    "ppl.queries": ["Weighted", "query"],
-    "ppl.temper": ["temper"],
-    "ppl.twist": ["lookahead", "twist"],
+    "ppl.twist": ["twist"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from posterity.cli import running, views
 from posterity.cli.running import survived
+from posterity.inference.posterior import Posterior
 from posterity.models.programs import arithmetic
 from posterity.models.programs.solve import solve
-from posterity.ppl.posterior import Posterior
 
 MODEL = "abacus"
 PARTICLES = 128

@@ -21,11 +21,11 @@ from jax import Array
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from posterity.inference.posterior import Posterior
 from posterity.inference.smc.importance import importance
 from posterity.inference.smc.smc import smc
 from posterity.models.lm.language_model import LanguageModel
 from posterity.models.lm.load import load
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
 
 METHODS = {"smc": smc, "importance": importance}

@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from posterity.ppl.posterior import Estimate, Posterior
+from posterity.inference.posterior import Posterior
+from posterity.inference.queries import Estimate
 
 WIDTH = 100  # columns, at most: longer lines are hard to read
 ROWS = 8  # of a table of answers, at most

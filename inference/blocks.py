@@ -21,10 +21,11 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.drive import Info
+from posterity.inference.population import Population, effective_sample_size
 from posterity.inference.smc.resampling import Ancestors, Systematic
 from posterity.ppl.effects import cond, draw, loop
-from posterity.ppl.population import Population, effective_sample_size
 from posterity.ppl.program import Program
+from posterity.ppl.transform import times
 
 
 class Moved(NamedTuple):
@@ -65,6 +66,20 @@ def run(key: PRNGKeyArray, program: Program, particles: Any, steps: Array | int)
         return time + 1, program.step(jax.random.fold_in(key, time), particles)[0]
 
     return loop(lambda state: state[0] < steps, again, (jnp.zeros((), jnp.int32), particles), limit=program.length)[1]
+
+
+def run_weighed(key: PRNGKeyArray, program: Program, particles: Any, log_potential: Float[Array, " n"], *, steps: int) -> tuple[Any, Float[Array, " n"]]:
+    """The particles after `steps` more steps, or fewer when all are done, their log potentials [n] multiplied to those given."""
+    if steps == 0:
+        return particles, log_potential
+
+    def move(state):
+        t, particles, log_potential = state
+        particles, more = program.step(jax.random.fold_in(key, t), particles)
+        return t + 1, particles, times(log_potential, more)
+
+    start = (jnp.zeros((), jnp.int32), particles, log_potential)
+    return loop(lambda state: (state[0] < steps) & ~jnp.all(program.done(state[1])), move, start, limit=steps)[1:]
 
 
 def weigh(population: Population, particles: Any, log_potential: Float[Array, " n"]) -> Population:

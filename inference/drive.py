@@ -16,10 +16,10 @@ from rich.progress import Progress, TextColumn
 
 from posterity.inference import checkpoint as checkpoints
 from posterity.inference.checkpoint import Checkpoint, Kept
+from posterity.inference.population import Population, normalise
+from posterity.inference.posterior import Posterior
 from posterity.ppl.component import State, complaint
 from posterity.ppl.effects import Decider, followed, isolated, loop
-from posterity.ppl.population import Population, normalise
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Definition, Program, choices_of, is_program, runs_on_host
 
 

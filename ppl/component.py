@@ -9,7 +9,7 @@ A carry is handled as a list of leaves: arrays with leading axis n, and one `Sta
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, Self
 
 import jax
@@ -88,9 +88,9 @@ def arrays(carry: Any) -> list[Any]:
     return [leaf if is_component(leaf) else jnp.asarray(leaf) for leaf in leaves(carry)]
 
 
-def spawn(flat: Sequence[Any], sources: Sequence[Source | None], n: int, steps: int) -> list[Any]:
-    """Batches of n: components spawned by their sources, plain leaves of a single particle repeated."""
-    return [jnp.broadcast_to(leaf, (n, *leaf.shape)) if source is None else source.spawn(n, steps) for leaf, source in zip(flat, sources, strict=True)]
+def spawn(flat: Iterable[Any], sources: Sequence[Source | None], n: int, steps: int) -> list[Any]:
+    """Batches of n: leaves [n, ...] as they are, and in the places of components what their sources spawn."""
+    return [leaf if source is None else source.spawn(n, steps) for leaf, source in zip(flat, sources, strict=True)]
 
 
 def views(states: Sequence[Any]) -> list[Any]:

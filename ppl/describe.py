@@ -1,9 +1,9 @@
-"""Programs and executions as tables: what a program is made of, and what one particle did."""
+"""Programs as tables: what a program is made of."""
 
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from posterity.ppl import component
 from posterity.ppl.effects import SCAN, Atomic, Decider, isolated
 from posterity.ppl.errors import Located, log_density, short
 from posterity.ppl.program import FunctionProgram, Program, as_program, is_program
-from posterity.ppl.queries import Answer
 
 
 class Site(NamedTuple):
@@ -59,7 +58,7 @@ class Description:
     def __repr__(self) -> str:
         lines = [f"{self.name}, {self.length or 'no'} step{'s' * (self.length != 1)}"]
         if self.sites:
-            lines.append(_table([field.replace("value", "a value") for field in Site._fields], self.sites))
+            lines.append(table([field.replace("value", "a value") for field in Site._fields], self.sites))
         for what, leaves in (("carry", self.carry), ("inputs", self.inputs), ("value", self.value)):
             if leaves:
                 lines.append(f" {what:<7} " + ", ".join(f"{leaf.path} {leaf.value}".strip() for leaf in leaves))
@@ -88,7 +87,7 @@ def describe(program: Any) -> Description:
     program = as_program(program)
     other = lambda x: x is not program and is_program(x)  # noqa: E731
     inner = list(filter(other, jax.tree.leaves(program, is_leaf=other)))
-    recorder, function, one = _Recorder(), isinstance(program, FunctionProgram), lambda batch: jax.tree.map(lambda x: x[0] if x.ndim else x, batch)
+    recorder, function, one = Recorder(), isinstance(program, FunctionProgram), lambda batch: jax.tree.map(lambda x: x[0] if x.ndim else x, batch)
     found = {"sites": [], "carry": [], "inputs": []}
 
     def run(key: Array) -> None:
@@ -106,23 +105,25 @@ def describe(program: Any) -> Description:
 
     with recorder, isolated():
         jax.eval_shape(run, jax.random.key(0))
-    return Description(_name(program), program.length, inner=tuple(map(describe, inner)), **found)
+    return Description(name_of(program), program.length, inner=tuple(map(describe, inner)), **found)
 
 
 def _site(site: dict) -> Site:
-    kind = _kind(site)
-    law, support = (_law(site["fn"]), _support(site["fn"])) if kind in ("choice", "observed") else ("", "")
+    kind = kind_of(site)
+    law, support = (law_of(site["fn"]), _support(site["fn"])) if kind in ("choice", "observed") else ("", "")
     value = log_density(site) if kind == "factor" else site["value"]
     return Site(site["name"], site["part"], kind, law, support, ", ".join(leaf.value for leaf in _leaves(value)), short(site["line"]))
 
 
-def _kind(site: dict) -> str:
+def kind_of(site: dict) -> str:
+    """What a recorded site is: "choice", "observed", "factor", "plate", "deterministic", or "draw" when no program made it."""
     if site["type"] != "sample" or site["part"] == "draw":
         return site["type"].replace("sample", "draw")
     return "choice" if not site["is_observed"] else "factor" if site["fn"].event_shape == (0,) else "observed"
 
 
-def _law(law: Any) -> str:
+def law_of(law: Any) -> str:
+    """The name of a distribution, without what wraps it and how it is parametrised."""
     while isinstance(law, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
         law = law.base_dist
     return type(law).__name__.removesuffix("Probs").removesuffix("Logits")
@@ -152,55 +153,7 @@ def _type(leaf: Any) -> str:
     return type(leaf).__name__ if component.is_component(leaf) else f"{jnp.result_type(leaf).name}{list(jnp.shape(leaf))}".replace("[]", "")
 
 
-# -- one execution ---------------------------------------------------------------------------------------------------------
-
-
-@runtime_checkable
-class Speaking(Protocol):
-    """A distribution whose values have words: a capability, which a distribution need not have."""
-
-    def words(self, value: Any) -> str:
-        """A single value as a reader knows it: a token's text, say."""
-        ...
-
-
-class Event(NamedTuple):
-    """A site as one execution met it."""
-
-    step: int  # 0 is the initial law
-    name: str
-    kind: str  # "choice", "observed" or "factor"; "draw" when the inference's machinery made it
-    law: str
-    value: Any  # a NumPy array, or a pytree of them; None for factors
-    log_prob: float  # nats: density of the value; a factor's log potential
-    words: str  # the value in words
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Trace:
-    """One execution of a program; it prints as a table."""
-
-    name: str
-    sites: list[Event]
-    log_potentials: np.ndarray  # [steps + 1] nats, of the initial law and of every step
-    value: Any  # the result
-
-    @property
-    def log_weight(self) -> float:
-        """The particle's log weight at the end, nats."""
-        return float(self.log_potentials.sum())
-
-    def __repr__(self) -> str:
-        rows = []
-        for step, (potential, total) in enumerate(zip(self.log_potentials, np.cumsum(self.log_potentials), strict=True)):
-            of_step = [["", e.name, e.kind, e.law, e.words, _number(e.log_prob), "", ""] for e in self.sites if e.step == step] or [[""] * 8]
-            of_step[0][0], of_step[-1][-2:] = str(step), [_number(potential), _number(total)]
-            rows += of_step
-        titles = ["step", "site", "kind", "law", "a value", "log prob", "log potential", "total (nats)"]
-        return f"one execution of {self.name}\n{_table(titles, rows, right=3)}\nvalue: {_words(None, self.value)}, log weight {_number(self.log_weight)}"
-
-
-class _Recorder(Decider):
+class Recorder(Decider):
     """Lets every draw be made as it would be, and keeps it."""
 
     def __init__(self) -> None:
@@ -222,70 +175,12 @@ class _Recorder(Decider):
         return not any(isinstance(handler, Located) for handler in stack)  # an inference that the program runs is its own affair
 
 
-def trace(key: Array, program: Any) -> Trace:
-    """One execution of a program, site by site, by the program's own law.
-
-    Args:
-      key: a `jax.random.key`; the same key gives the same execution.
-      program: any program; what an inference inside it draws is not shown.
-
-    Raises:
-      TypeError: when `program` is no program.
-
-    >>> import jax, numpyro.distributions as dist, posterity as po
-    >>> @po.program
-    ... def coin(flips):
-    ...     p = po.sample("p", dist.Beta(1.0, 1.0))
-    ...     po.observe("flips", dist.Bernoulli(p), flips)
-    ...     return p
-    >>> execution = po.trace(jax.random.key(0), coin(jax.numpy.ones(3)))
-    >>> [(site.name, site.kind) for site in execution.sites], abs(execution.log_weight - execution.sites[1].log_prob) < 1e-6
-    ([('p', 'choice'), ('flips', 'observed')], True)
-    """
-    program = as_program(program)
-    init_key, step_key = jax.random.split(key)
-    recorder = _Recorder()
-    with jax.disable_jit(), recorder, isolated():  # branches and loops run in Python, so that each draw is seen with its value
-        particles, log_potential = program.init(init_key, 1)
-        log_potentials = [log_potential]
-        while not (done := program.done(particles)[0]) and log_potential[0] > -jnp.inf:
-            recorder.step += 1
-            particles, log_potential = program.step(jax.random.fold_in(step_key, recorder.step - 1), particles)
-            log_potentials.append(log_potential)
-        events = [site for site in recorder.sites if site["type"] == "sample" and not any(isinstance(x, Tracer) for x in jax.tree.leaves(site["value"]))]
-        at_end = {site["name"]: site for site in events if site["part"] == "end" and site["step"] == recorder.step}  # they count after the last step
-        events = [site for site in events if site["part"] != "end"] + (list(at_end.values()) if done else [])
-    with isolated():
-        value = jax.tree.map(lambda x: x[0], program.value(particles))
-    return Trace(_name(program), list(map(_event, events)), np.concatenate(log_potentials), jax.device_get(value))
-
-
-def _event(site: dict) -> Event:
-    kind, log_prob = _kind(site), float(log_density(site))
-    if kind == "factor":
-        return Event(site["step"], site["name"], kind, "", None, log_prob, "")
-    return Event(site["step"], site["name"], kind, _law(site["fn"]), jax.device_get(site["value"]), log_prob, _words(site["fn"], site["value"]))
-
-
-def _name(program: Program) -> str:
+def name_of(program: Program) -> str:
+    """What a program calls itself."""
     return repr(program).removeprefix("<").removesuffix(">")
 
 
-def _words(law: Any, value: Any) -> str:
-    if isinstance(law, Speaking):
-        return law.words(value)
-    if isinstance(value, Answer):
-        return repr(str(value))
-    if jax.tree_util.all_leaves([value]):
-        return np.array2string(np.asarray(value), precision=4, threshold=8, edgeitems=2, separator=", ").replace("\n", "")
-    return ", ".join(f"{keystr(path)} {_words(None, leaf)}" for path, leaf in tree_leaves_with_path(value, is_leaf=lambda x: isinstance(x, Answer)))
-
-
-def _number(x: Any) -> str:
-    return f"{x + 0.0:.4g}"  # no minus before zero
-
-
-def _table(titles: Iterable[str], rows: Iterable[Iterable[str]], right: int = 0) -> str:
+def table(titles: Iterable[str], rows: Iterable[Iterable[str]], right: int = 0) -> str:
     """A table as plain text; the last `right` columns hold numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for k, title in enumerate(titles := list(titles)):

@@ -123,6 +123,10 @@ class AtScan(Messenger):
             msg["value"] = self.action(*msg["args"])
 
 
+class Reached(Exception):
+    """Leaves a program at its scan, the argument."""
+
+
 class Decider(Messenger):
     """A handler that decides draws in place of the generator: the only kind that `isolated` lets see an algorithm's inside.
 
@@ -254,7 +258,7 @@ def _by_numpyro(call: Scan) -> Any:
         carry, _ = numpyro_scan(lambda carry, x: (call.step(carry, x), None), call.init, call.xs, length=call.length)
         return carry
     leaves, tree, sources = component.split(call.init)
-    states = component.spawn(leaves, sources, 1, call.length)
+    states = component.spawn(map(component.batch_of_one, leaves), sources, 1, call.length)
 
     def step(carry, x):
         states, ended = carry

@@ -1,10 +1,11 @@
 """Errors that speak of the user's code: where a site was made, and what is wrong with a carry."""
 
+import contextlib
 import itertools
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -55,6 +56,19 @@ class Located(Messenger):
             own = itertools.takewhile(lambda frame: frame[0].f_code is not runner[0].f_code, frames)  # not those of a program that this one runs
             error.add_note(f"In program {self.program}, {when}:{_shown(_user_line(reversed(list(own))))}")
         super().__exit__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def same_for_all(complaint: str) -> Iterator[None]:
+    """What JAX refuses here because it depends on what is mapped over, which all entries must share, is told as this complaint.
+
+    Raises:
+      ValueError: with the complaint.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(complaint) if "out_axes" in str(error) else error from None
 
 
 def log_density(site: dict) -> Any:

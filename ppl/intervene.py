@@ -22,7 +22,7 @@ class Setting(Rewriting):
     def __init__(self, options: Any, region: Region):
         super().__init__(options, region)
         self.now: dict[str, Any] = {}
-        self.setter = self.handler(data=self.now)
+        self.setter = self.handler(data=self.now)  # one, since `do` sends a message again, and knows it by this handler
 
     def choice(self, msg: Any) -> None:
         name, shape = msg["name"], msg["fn"].shape(msg["kwargs"].get("sample_shape", ()))

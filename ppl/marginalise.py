@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpyro
 from jax import Array
 
 from posterity.ppl.effects import Scan
+from posterity.ppl.errors import same_for_all
 from posterity.ppl.program import FunctionProgram
-from posterity.ppl.region import Region, Rewriting, atoms, chosen, joint, outside, rewritten
+from posterity.ppl.region import Region, Rewriting, atoms, chosen, joint, rewritten
 
 
 class Marginalise(Rewriting):
@@ -29,8 +29,7 @@ class Marginalise(Rewriting):
     def finish(self) -> None:
         if self.summed:
             log_weights = self._joint(lambda given, result: (given.laws, result))
-            with outside(self):
-                numpyro.factor(f"{self.summed[0]}/evidence", jax.scipy.special.logsumexp(log_weights))
+            self.weigh(f"{self.summed[0]}/evidence", jax.scipy.special.logsumexp(log_weights))
 
     def step(self, step: Callable, carry: Any, x: Any) -> Any:
         if self.summed:  # in the initial law: neither a step nor what follows may hear of it, not even past the carry
@@ -38,14 +37,9 @@ class Marginalise(Rewriting):
         return super().step(step, carry, x)
 
     def _joint(self, rest: Callable, at_scan: Callable[[Scan], Any] | None = None) -> Array:
-        try:
+        wrong = f"marginalise: the carry, the result, or the law of a later choice depends on {', '.join(map(repr, self.summed))}"
+        with same_for_all(f"{wrong}; only potentials of the same region may (of the initial law, or of the same step)"):
             return joint(self.region, self.choices, frozenset(self.summed), rest, at_scan)
-        except ValueError as error:
-            if "out_axes" not in str(error):
-                raise
-            names = ", ".join(map(repr, self.summed))
-            wrong = f"marginalise: the carry, the result, or the law of a later choice depends on {names}; only potentials of the same region may"
-            raise ValueError(f"{wrong} (of the initial law, or of the same step)") from None
 
 
 def marginalise(program: Any, *names: str) -> FunctionProgram:

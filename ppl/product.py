@@ -1,7 +1,6 @@
 """Products of experts: several programs over the same choices."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 
 from posterity.ppl.effects import SCAN, Scan, scan
 from posterity.ppl.program import Definition, FunctionProgram
-from posterity.ppl.region import of_function, outside
+from posterity.ppl.region import of_function, stacked
 
 
 class Expert(Messenger):
@@ -74,8 +73,9 @@ def _product(programs: tuple[FunctionProgram, ...]) -> Any:
     def at_scan(expert: Expert, call: Scan) -> Any:
         expert.check()
         if expert.index == len(waiting):
-            with outside(expert) as inside:
-                waiting.append(_Waiting(call, inside))
+            at = _PYRO_STACK.index(expert)
+            waiting.append(_Waiting(call, _PYRO_STACK[at + 1 :]))
+            with stacked(_PYRO_STACK[:at]):
                 carries.extend(_together(waiting)) if len(waiting) == len(programs) else run(expert.index + 1)
         if not carries:
             raise ValueError("product: one program has a scan and another has none")
@@ -98,7 +98,7 @@ def _together(waiting: list[_Waiting]) -> tuple:
         after = []
         for index, ((call, handlers), carry) in enumerate(zip(waiting, carries, strict=True)):
             expert = Expert(index, made)
-            with expert, _stacked(handlers):
+            with expert, stacked([*_PYRO_STACK, *handlers]):
                 after.append(call.step(carry, None if xs is None else xs[index]))
             expert.check()
         return tuple(after)
@@ -108,17 +108,6 @@ def _together(waiting: list[_Waiting]) -> tuple:
 
     xs = tuple(call.xs for call in scans)
     return scan(step, tuple(call.init for call in scans), None if all(x is None for x in xs) else xs, length=scans[0].length, until=until)
-
-
-@contextlib.contextmanager
-def _stacked(handlers: list[Messenger]) -> Iterator[None]:
-    """These handlers innermost, as they were around a program's scan."""
-    size = len(_PYRO_STACK)
-    _PYRO_STACK.extend(handlers)
-    try:
-        yield
-    finally:
-        del _PYRO_STACK[size:]
 
 
 def product(first: Any, *others: Any) -> FunctionProgram:

@@ -5,7 +5,6 @@ when it is done. It denotes the unnormalised measure M_0(dx_0) G_0(x_0) prod_t M
 `@program` makes one from a function of a single particle written with NumPyro distributions.
 """
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -21,8 +20,8 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 
 from posterity.ppl import component
-from posterity.ppl.effects import AtScan, Replay, Scan, in_model, isolated, particle_map
-from posterity.ppl.errors import Located, check_carry, log_density
+from posterity.ppl.effects import AtScan, Reached, Replay, Scan, in_model, isolated, particle_map
+from posterity.ppl.errors import Located, check_carry, log_density, same_for_all
 from posterity.ppl.randomness import with_own_key
 
 if TYPE_CHECKING:
@@ -146,40 +145,24 @@ class FunctionProgram:
 
     @property
     def length(self) -> int:
-        found = [0]
-
-        def at_scan(scan: Scan, sites: dict):
-            found[0] = scan.length
-            raise _Reached
-
+        reached: list[Scan] = []
         with handlers.block():
-            jax.eval_shape(lambda key: self._execute(key, {}, at_scan) and None, jax.random.key(0))
-        return found[0]
+            jax.eval_shape(lambda key: self._begin(key, reached) and None, jax.random.key(0))
+        return reached[0].length if reached else 0
 
     def init(self, key: PRNGKeyArray, n: int) -> tuple[Particles, Float[Array, " n"]]:
         reached: list[Scan] = []
 
         def begin(key):
-            def at_scan(scan: Scan, sites: dict):
-                flat, _, sources = component.split(scan.init)
-                reached[:] = [scan]
-                carry.extend(leaf for leaf, source in zip(flat, sources, strict=True) if source is None)
-                shared.extend(sources)
-                if scan.length > 0:
-                    raise _Reached
-                return scan.init
+            sites = self._begin(key, reached)
+            flat, _, sources = component.split(reached[-1].init if reached else ())
+            plain = [None if component.is_component(leaf) else leaf for leaf in flat]
+            return _choices(sites), plain, _log_potential(sites), sources
 
-            carry: list[Array] = []
-            shared: list[Any] = []
-            sites = self._execute(key, {}, at_scan)[0]
-            return _choices(sites), carry, _log_potential(sites), shared
-
-        with _one_start(self.name):
+        with same_for_all(f"{self.name}: a component (a text, say) was started from a value that differs between particles; all particles share one start"):
             choices, plain, log_potential, sources = particle_map(with_own_key(begin), (None, 0), (0, 0, 0, None))(key, jnp.arange(n))
-        if not reached:
-            return Particles(choices, [], jnp.zeros((), jnp.int32), jnp.ones(n, bool)), log_potential
-        length, driven, rest = reached[0].length, reached[0].xs is not None, iter(plain)
-        carry = [next(rest) if source is None else source.spawn(n, length) for source in sources]
+        length, driven = (reached[-1].length, reached[-1].xs is not None) if reached else (0, True)
+        carry = component.spawn(plain, sources, n, length)
         return Particles(choices, carry, jnp.zeros(() if driven else n, jnp.int32), jnp.full(n, length == 0)), log_potential
 
     def step(self, key: PRNGKeyArray, particles: Particles, *, where: Bool[Array, " n"] | None = None) -> tuple[Particles, Float[Array, " n"]]:
@@ -251,6 +234,17 @@ class FunctionProgram:
 
     # -- one particle ------------------------------------------------------------------------------------------------
 
+    def _begin(self, key: Array, reached: list[Scan]) -> dict:
+        """Runs the initial law: its sites. The scan is added to those `reached`, and one of no steps is passed, to the end."""
+
+        def at_scan(scan: Scan, sites: dict):
+            reached.append(scan)
+            if scan.length:
+                raise Reached
+            return scan.init
+
+        return self._execute(key, {}, at_scan)[0]
+
     def _execute(self, key: Array, choices: dict[str, Any], at_scan: Callable[[Scan, dict], Any], *, replay: bool = False) -> tuple[dict, Any]:
         """Runs the function with the given choices and fresh ones otherwise; `at_scan(scan, sites so far)` stands in for its scan.
 
@@ -269,7 +263,7 @@ class FunctionProgram:
         with isolated(), past, handlers.trace() as sites, handlers.seed(rng_seed=key), handlers.substitute(data=choices), located, AtScan(once):
             try:
                 return sites, self()
-            except _Reached:
+            except Reached:
                 return sites, None
 
     # -- a pytree: arrays and floats are leaves, everything else is static -----------------------------------------------
@@ -364,20 +358,6 @@ def as_program(x: Any) -> Program:
         wanted = "a Program (a function decorated with @po.program, called with its arguments; inside another model, its .bind(...))"
         raise TypeError(f"program must be {wanted}, got {type(x).__name__}")
     return x
-
-
-class _Reached(Exception):
-    """Leaves a program at its scan."""
-
-
-@contextlib.contextmanager
-def _one_start(name: str):
-    try:
-        yield
-    except ValueError as error:
-        if "out_axes" not in str(error):
-            raise
-        raise ValueError(f"{name}: a component (a text, say) was started from a value that differs between particles; all particles share one start") from error
 
 
 def _choices(sites: dict) -> dict[str, Any]:

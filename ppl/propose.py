@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro
 import numpyro.distributions as dist
 
 from posterity.ppl.embed import Atoms
 from posterity.ppl.program import FunctionProgram
-from posterity.ppl.region import Region, Rewriting, atoms, chosen, joint, outside, rewritten
+from posterity.ppl.region import Region, Rewriting, atoms, chosen, joint, rewritten
 
 Proposal = dist.Distribution | Callable[..., dist.Distribution]
 
@@ -24,8 +23,7 @@ class Propose(Rewriting):
 
     def chose(self, name: str, value: Any) -> None:
         log_p, log_q = self.law.log_prob(value), self.proposal.log_prob(value)
-        with outside(self):
-            numpyro.factor(f"{name}/weight", jnp.where(jnp.isneginf(log_p), -jnp.inf, log_p - log_q))
+        self.weigh(f"{name}/weight", jnp.where(jnp.isneginf(log_p), -jnp.inf, log_p - log_q))
 
     def _proposal(self, name: str, law: dist.Distribution) -> dist.Distribution:
         proposal = self.options[name]
@@ -85,8 +83,7 @@ class Adapt(Rewriting):
         values, _ = atoms(msg)
         if self.log_weights is None:
             self.log_weights = joint(self.region, self.choices, self.names)
-            with outside(self):
-                numpyro.factor(f"{msg['name']}/evidence", jax.scipy.special.logsumexp(self.log_weights))
+            self.weigh(f"{msg['name']}/evidence", jax.scipy.special.logsumexp(self.log_weights))
         later = tuple(range(1, self.log_weights.ndim))
         self.law = msg["fn"] = Atoms(values, jax.scipy.special.logsumexp(self.log_weights, axis=later))
 

@@ -16,7 +16,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from posterity.ppl.effects import SCAN, Scan
+from posterity.ppl.effects import SCAN, Reached, Scan, factor
 from posterity.ppl.errors import log_density
 from posterity.ppl.program import Definition, FunctionProgram
 from posterity.ppl.support import atoms as atoms_of
@@ -55,6 +55,11 @@ class Rewriting(Messenger):
 
     def finish(self) -> None:
         """What is to be done at the region's end."""
+
+    def weigh(self, name: str, log_potential: Array) -> None:
+        """A potential of its own, which only the handlers around it meet."""
+        with stacked(_PYRO_STACK[: _PYRO_STACK.index(self)]):
+            factor(name, log_potential)
 
     def scan(self, scan: Scan) -> Scan:
         """The scan with its steps rewritten."""
@@ -133,10 +138,6 @@ def of_function(name: str, program: Any) -> FunctionProgram:
     if not isinstance(program, FunctionProgram):
         raise TypeError(f"{name}: the program must be one that @po.program makes, got {program}; apply {name} before other transformations")
     return program
-
-
-class Reached(Exception):
-    """Leaves a region at the scan, its argument."""
 
 
 class Given(Messenger):
@@ -228,15 +229,14 @@ def atoms(msg: Any) -> tuple[Any, Array]:
 
 
 @contextlib.contextmanager
-def outside(handler: Messenger) -> Iterator[list[Messenger]]:
-    """What happens here is met only by the handlers around `handler`; yields those inside it."""
-    at = _PYRO_STACK.index(handler)
-    inside = _PYRO_STACK[at:]
-    del _PYRO_STACK[at:]
+def stacked(handlers: list[Messenger]) -> Iterator[None]:
+    """What happens here is met by these handlers, the last first, and not by those that stand."""
+    before = _PYRO_STACK[:]
+    _PYRO_STACK[:] = handlers
     try:
-        yield inside[1:]
+        yield
     finally:
-        _PYRO_STACK[at:] = inside
+        _PYRO_STACK[:] = before
 
 
 def chosen(transformation: str, names: tuple) -> tuple[str, ...]:

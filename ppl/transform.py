@@ -11,7 +11,6 @@ from flax import struct
 from jax import Array
 from jax.core import Tracer
 
-from posterity.ppl.effects import loop
 from posterity.ppl.program import Program, as_program, choices_of
 
 
@@ -77,17 +76,3 @@ def active(program: Any, particles: Any, where: Array | None) -> Array:
 def times(log_a: Array, log_b: Array) -> Array:
     """log(a b). What is forbidden already stays so, whatever its later potentials are: its state may be anything."""
     return jnp.where(jnp.isneginf(log_a), log_a, log_a + log_b)
-
-
-def advance(key: Array, program: Program, particles: Any, log_potential: Array, *, steps: int) -> tuple[Any, Array]:
-    """The particles after `steps` more steps, or fewer when all are done, their log potentials [n] multiplied to those given."""
-    if steps == 0:
-        return particles, log_potential
-
-    def move(state):
-        t, particles, log_potential = state
-        particles, more = program.step(jax.random.fold_in(key, t), particles)
-        return t + 1, particles, times(log_potential, more)
-
-    start = (jnp.zeros((), jnp.int32), particles, log_potential)
-    return loop(lambda state: (state[0] < steps) & ~jnp.all(program.done(state[1])), move, start, limit=steps)[1:]

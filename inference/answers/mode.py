@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from posterity.ppl.queries import Estimate, Weighted, plain
+from posterity.inference.queries import Estimate, Weighted
+from posterity.ppl.answer import plain
 
 
 class Mode(NamedTuple):

@@ -22,8 +22,8 @@ from jax import Array
 from posterity.inference.enumeration.branching import groups
 from posterity.inference.enumeration.exact import LIMIT, exact, law_of, moved
 from posterity.inference.enumeration.measure import Measure
+from posterity.ppl.answer import plain
 from posterity.ppl.program import Program, as_program
-from posterity.ppl.queries import plain
 
 __all__ = ["Report", "invariant", "properly_weighted", "same_meaning"]
 

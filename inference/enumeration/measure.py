@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from posterity.ppl.queries import Weighted, plain
+from posterity.inference.queries import Weighted
+from posterity.ppl.answer import plain
 
 
 @dataclasses.dataclass(frozen=True)

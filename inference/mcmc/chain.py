@@ -18,8 +18,8 @@ from jaxtyping import PRNGKeyArray
 from posterity.inference import checkpoint as checkpoints
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import check_counts, check_key, in_stretches
+from posterity.inference.queries import Weighted
 from posterity.ppl.effects import followed, isolated, loop
-from posterity.ppl.queries import Weighted
 
 
 @struct.dataclass

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from posterity.inference.blocks import evidence, spawn
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import check_counts
+from posterity.inference.population import Population, normalise
+from posterity.inference.posterior import Posterior
 from posterity.inference.scale.devices import AnyMesh
 from posterity.inference.scale.sharded import sharded_smc
 from posterity.inference.smc import smc
 from posterity.ppl.effects import particle_map
-from posterity.ppl.population import Population, normalise
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program, choices_of
 from posterity.ppl.transform import Transformed, active, bound, whole
 

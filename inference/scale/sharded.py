@@ -15,13 +15,13 @@ from jaxtyping import Float, Int, PRNGKeyArray
 from posterity.inference.blocks import advance, resample_below, spawn
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, drive
+from posterity.inference.population import Population
+from posterity.inference.posterior import Posterior
 from posterity.inference.scale.devices import AnyMesh, along, auto, each, slots
 from posterity.inference.scale.in_blocks import InBlocks, in_blocks
 from posterity.inference.smc.resampling import Systematic
 from posterity.inference.smc.resampling.quotas import Quotas, quotas, running_sum
 from posterity.inference.smc.smc import share
-from posterity.ppl.population import Population
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
 from posterity.ppl.transform import bound
 

@@ -12,11 +12,11 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.drive import Generations, check_counts, check_key
+from posterity.inference.posterior import Posterior
 from posterity.inference.retraced import Retraced, Told, go_on, lasting, retraced
 from posterity.inference.smc.resampling import Ancestors
 from posterity.inference.smc.smc import smc
 from posterity.ppl.effects import draw, followed, isolated, loop, particle_map
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program, choices_of
 from posterity.ppl.transform import times
 

@@ -13,10 +13,10 @@ from jaxtyping import Int, PRNGKeyArray
 from posterity.inference.blocks import advance, spawn
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, check_counts, drive
+from posterity.inference.population import Population, effective_sample_size
+from posterity.inference.posterior import Posterior
 from posterity.inference.smc.resampling.optimal import Optimal
 from posterity.ppl.effects import draw
-from posterity.ppl.population import Population, effective_sample_size
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
 
 

@@ -17,10 +17,10 @@ from posterity.inference import blocks
 from posterity.inference import checkpoint as checkpoints
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import check_counts, check_key, in_stretches
+from posterity.inference.posterior import Posterior
 from posterity.inference.smc.resampling import Ancestors
 from posterity.inference.smc.smc import smc
 from posterity.ppl.effects import followed, loop, particle_map
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program, as_program
 from posterity.ppl.transform import Transformed, active
 from posterity.ppl.twist import Twisted, twist

@@ -13,10 +13,10 @@ from posterity.inference.blocks import Kernel
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.mcmc import kernels
 from posterity.inference.mcmc.parameters import Choices, begin, function_program
+from posterity.inference.posterior import Posterior
 from posterity.inference.smc.resample_move import rejuvenated
 from posterity.inference.smc.resampling import Ancestors
 from posterity.ppl.effects import Decider, loop
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import FunctionProgram
 from posterity.ppl.transform import Transformed, active, times
 

@@ -8,8 +8,8 @@ from posterity.inference.blocks import advance
 from posterity.inference.blocks import spawn as init
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, drive
-from posterity.ppl.population import Population, effective_sample_size
-from posterity.ppl.posterior import Posterior
+from posterity.inference.population import Population, effective_sample_size
+from posterity.inference.posterior import Posterior
 from posterity.ppl.program import Program
 
 __all__ = ["importance", "init", "step"]

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from numpyro import handlers
 
 from posterity.inference import blocks
+from posterity.inference.population import Population
 from posterity.inference.smc import smc
 from posterity.inference.smc.resampling import Ancestors, scheme
 from posterity.ppl.effects import isolated, particle_map, sample
-from posterity.ppl.population import Population
 from posterity.ppl.program import Program, is_program, program
 from posterity.ppl.transform import times
 

@@ -17,13 +17,13 @@ from numpyro import handlers
 from posterity.inference.blocks import advance, resample_below, spawn
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, check_counts, drive
+from posterity.inference.population import Population
+from posterity.inference.posterior import Posterior
 from posterity.inference.retraced import Retraced, Told, go_on, lasting, retraced
 from posterity.inference.smc.backward import by_weight, some_at_once
 from posterity.inference.smc.resampling import Ancestors, scheme
 from posterity.inference.smc.smc import share
 from posterity.ppl.effects import draw, loop
-from posterity.ppl.population import Population
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
 from posterity.ppl.transform import Transformed, times
 

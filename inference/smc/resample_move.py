@@ -12,13 +12,13 @@ from posterity.inference.blocks import Kernel, advance, move, resample_below, sp
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, check_counts, drive
 from posterity.inference.mcmc.metropolis import suffix_mh
+from posterity.inference.population import Population, effective_sample_size
+from posterity.inference.posterior import Posterior
 from posterity.inference.recorded import recorded
 from posterity.inference.smc.resampling import Ancestors, Systematic, scheme
 from posterity.inference.smc.smc import share
 from posterity.inference.smc.waste_free import resample_chains
 from posterity.ppl.effects import cond
-from posterity.ppl.population import Population, effective_sample_size
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
 
 

@@ -13,9 +13,9 @@ from posterity.inference.blocks import resample as select
 from posterity.inference.blocks import spawn as init
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, drive
+from posterity.inference.population import Population
+from posterity.inference.posterior import Posterior
 from posterity.inference.smc.resampling import Ancestors, Systematic, scheme
-from posterity.ppl.population import Population
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
 
 __all__ = ["init", "select", "smc", "step"]

@@ -9,10 +9,10 @@ from jaxtyping import PRNGKeyArray
 
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.mcmc import pmmh
+from posterity.inference.posterior import Posterior
 from posterity.inference.smc.nested import nested
 from posterity.inference.smc.resample_move import rejuvenated
 from posterity.inference.smc.resampling import Ancestors
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import Program
 
 

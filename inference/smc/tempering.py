@@ -21,12 +21,12 @@ from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import Info, check_counts, check_key
 from posterity.inference.mcmc import kernels
 from posterity.inference.mcmc.parameters import Choices, begin, function_program
+from posterity.inference.population import Population, normalise
+from posterity.inference.posterior import Posterior
 from posterity.inference.smc.resample_move import check_chains, rejuvenate
 from posterity.inference.smc.resampling import Ancestors, scheme
 from posterity.inference.smc.smc import share
 from posterity.ppl.effects import followed, loop
-from posterity.ppl.population import Population, normalise
-from posterity.ppl.posterior import Posterior
 from posterity.ppl.program import FunctionProgram
 from posterity.ppl.transform import Transformed, known
 

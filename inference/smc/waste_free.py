@@ -10,9 +10,9 @@ from jaxtyping import PRNGKeyArray
 
 from posterity.inference.blocks import Kernel, evidence, keep, select
 from posterity.inference.drive import Info
+from posterity.inference.population import Population, effective_sample_size
 from posterity.inference.smc.resampling import Ancestors, Systematic
 from posterity.ppl.effects import draw, loop
-from posterity.ppl.population import Population, effective_sample_size
 from posterity.ppl.program import Program
 
 

@@ -21,7 +21,7 @@ from posterity.models.lm.model import Memory
 from posterity.models.lm.next_token import NextToken, next_token
 from posterity.models.lm.tokenizer import Tokenizer
 from posterity.ppl import component
-from posterity.ppl.posterior import Answer
+from posterity.ppl.answer import Answer
 
 if TYPE_CHECKING:
     from posterity.models.lm.language_model import LanguageModel, Prompt

@@ -20,8 +20,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-from posterity.ppl.posterior import Answer
-from posterity.ppl.queries import plain
+from posterity.ppl.answer import Answer, plain
 
 WORKERS = 16  # calls under way at once, by default
 

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import posterity as po
+from posterity.inference.smc.lookahead import Pilots
+from posterity.inference.smc.temper import Tempered
 from posterity.ppl.chunk import Chunked
 from posterity.ppl.delay import Delayed
 from posterity.ppl.mixture import Mixture
-from posterity.ppl.temper import Tempered
 from posterity.ppl.transform import active
-from posterity.ppl.twist import Pilots, Twisted
+from posterity.ppl.twist import Twisted
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from posterity.inference.population import effective_sample_size
 from posterity.inference.smc.resampling.schemes import Ancestors, Systematic
-from posterity.ppl.population import effective_sample_size
 
 HALVINGS = 20
 

@@ -12,7 +12,7 @@ from posterity.models.lm.remote import loop
 from posterity.models.lm.remote.client import Remote
 from posterity.models.lm.remote.completion import Finish
 from posterity.models.programs.host import HostScan, Turn, host_scan
-from posterity.ppl.posterior import Answer
+from posterity.ppl.answer import Answer
 
 Judge = Callable[[str, bool], float | Awaitable[float]]
 

@@ -10,8 +10,8 @@ from scipy.integrate import quad
 
 import posterity as po
 from posterity.inference import answers as rules
+from posterity.inference.population import effective_sample_size
 from posterity.models.programs.reason import log_potential
-from posterity.ppl.population import effective_sample_size
 
 ENTROPIC = [4.0, 0.0, 0.0, 0.0, -1.0, -1.0, -2.0, -2.0]  # log weights
 

@@ -10,8 +10,8 @@ import numpyro.distributions as dist
 import pytest
 
 import posterity as po
-from posterity.ppl.lineage import Lineage
-from posterity.ppl.population import effective_sample_size, normalise
+from posterity.inference.lineage import Lineage
+from posterity.inference.population import effective_sample_size, normalise
 from posterity.tests.fixtures import references
 
 WEIGHTS = [0.1, 0.0, 0.4, 0.2, 0.3]

@@ -9,11 +9,9 @@ from flax import struct
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from posterity.ppl.lineage import Lineage
-from posterity.ppl.population import effective_sample_size
-from posterity.ppl.queries import Answer, Estimate, Weighted, plain
-
-__all__ = ["Answer", "Estimate", "Posterior", "plain"]
+from posterity.inference.lineage import Lineage
+from posterity.inference.population import effective_sample_size
+from posterity.inference.queries import Weighted
 
 
 @struct.dataclass

@@ -8,8 +8,9 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from posterity.inference.blocks import run_weighed
 from posterity.ppl.program import Program
-from posterity.ppl.transform import Transformed, active, advance, bound, known
+from posterity.ppl.transform import Transformed, active, bound, known
 
 
 class Rung(NamedTuple):
@@ -36,7 +37,7 @@ class Tempered(Transformed):
     def init(self, key: Array, n: int) -> tuple[Rung, Array]:
         init_key, run_key = jax.random.split(key)
         now, log_potential = self.inner.init(init_key, n)
-        now, log_likelihood = advance(run_key, self.inner, now, log_potential, steps=self.inner.length)
+        now, log_likelihood = run_weighed(run_key, self.inner, now, log_potential, steps=self.inner.length)
         return Rung(now, log_likelihood, jnp.zeros(n, jnp.int32)), jnp.zeros_like(log_likelihood)
 
     def step(self, key: Array, particles: Rung, *, where: Array | None = None) -> tuple[Rung, Array]:

@@ -1,6 +1,5 @@
 """Weighted values and the questions one asks of them: what an estimated posterior and an exact one share."""
 
-import abc
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping
@@ -13,20 +12,14 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, Shaped
 
+from posterity.ppl.answer import plain
+
 
 class Estimate(NamedTuple):
     """A probability or mean with its Monte Carlo standard error (zero where weights are exact)."""
 
     value: float
     error: float
-
-
-class Answer(abc.ABC):
-    """A value that knows its own answer, such as a text."""
-
-    @abc.abstractmethod
-    def answer(self) -> Hashable:
-        """What `Weighted.answers` counts this value as."""
 
 
 class Weighted:
@@ -168,18 +161,6 @@ def query(posterior: Weighted, f: Callable[[Any], Any]) -> Any:
     True
     """
     return dataclasses.replace(posterior, values=posterior._each(f))  # pyright: ignore[reportArgumentType] - a subclass is a dataclass
-
-
-def plain(value: Any) -> Hashable:
-    """A value as a hashable Python object: its own answer if it has one, else numbers and tuples of numbers."""
-    if isinstance(value, Answer):
-        return value.answer()
-    if isinstance(value, dict):
-        return tuple((name, plain(x)) for name, x in sorted(value.items()))
-    if isinstance(value, (list, tuple)):
-        return tuple(plain(x) for x in value)
-    array = np.asarray(value)
-    return array.item() if array.ndim == 0 else tuple(plain(row) for row in array)
 
 
 _KEPT = "A program's choices before its scan have names here, and the entries of the dict that it returns; what its step chooses is kept only if returned."
