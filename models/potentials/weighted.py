@@ -69,7 +69,7 @@ class WeightedAutomaton(Potential):
 
 
 def weighted_automaton(
-    arcs: Iterable[tuple[Hashable, str, Hashable, float]], final: Mapping[Hashable, float], tokenizer: Tokenizer, *, start: Hashable = 0
+    arcs: Iterable[tuple[Hashable, str, Hashable, float]], final: Mapping[Any, float], tokenizer: Tokenizer, *, start: Hashable = 0
 ) -> WeightedAutomaton:
     """The texts of a weighted automaton: a text weighs the sum over its ways from `start` of the products of their arcs' weights and of the last place's.
 
@@ -252,7 +252,7 @@ def _totals(parsed: Mapping[str, list]) -> dict[str, float]:
     """The weight of all that each nonterminal writes: the least solution of x_A = sum over A's rules of weight times product, from below."""
     totals = dict.fromkeys(parsed, 0.0)
     for _ in range(TURNS):
-        found = {left: sum(weight * _product(symbols, totals) for symbols, weight in sides) for left, sides in parsed.items()}
+        found = {left: sum((weight * _product(symbols, totals) for symbols, weight in sides), 0.0) for left, sides in parsed.items()}
         if not all(map(math.isfinite, found.values())):
             break
         if all(found[left] - totals[left] <= CONVERGED * found[left] for left in parsed):
