@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from posterity.models import potentials
     from posterity.models.lm import experts, remote, tabular
     from posterity.models.lm.load import load, load_classifier
+    from posterity.models.potentials.degraded import degraded
     from posterity.models.programs import kalman
     from posterity.models.programs.constrained import average_law, constrained
     from posterity.models.programs.host import host_scan
@@ -84,6 +85,7 @@ __all__ = [
     "conditional_smc",
     "constrained",
     "controlled",
+    "degraded",
     "delay",
     "describe",
     "do",
@@ -172,6 +174,7 @@ _HOMES = {
     "inference.smc.tempering": ["tempering"],
     "inference.trace": ["trace"],
     "models.lm.load": ["load", "load_classifier"],
+    "models.potentials.degraded": ["degraded"],
     "models.programs.constrained": ["average_law", "constrained"],
     "models.programs.host": ["host_scan"],
     "models.programs.reason": ["reason"],

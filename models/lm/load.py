@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from posterity.models import weights
 from posterity.models.lm import gguf_file, hub, huggingface
@@ -11,6 +11,7 @@ from posterity.models.lm.heads import Classifier
 from posterity.models.lm.language_model import LanguageModel
 from posterity.models.lm.remote.client import Remote, connect
 from posterity.models.lm.tokenizer import Tokenizer
+from posterity.models.potentials.reward import RewardModel
 
 
 def last_line(text: str) -> str:
@@ -30,7 +31,7 @@ SERVED = "openai:URL"
 
 
 @overload
-def load(spec: Literal["abacus-prm"], *, dtype: str = "float32") -> "RewardModel": ...
+def load(spec: Literal["abacus-prm"], *, dtype: str = "float32") -> RewardModel: ...
 @overload
 def load(spec: str, *, dtype: str = "float32") -> LanguageModel: ...
 @overload
@@ -67,9 +68,6 @@ def load(spec: str, *, dtype: str | None = None, **options: Any) -> Any:
         with resources.as_file(resources.files(weights) / spec) as directory:
             return LanguageModel.of(*huggingface.load(directory, dtype), name=spec, extract=EMBEDDED[spec])
     if spec in REWARDS:
-        # Here, as who loads a language model has no use for all potentials.
-        from posterity.models.potentials.reward import RewardModel
-
         with resources.as_file(resources.files(weights) / spec) as directory:
             return RewardModel(Classifier.of(*huggingface.load(directory, dtype), name=spec))
     model, tokenizer = _read("load", spec, dtype, (*EMBEDDED, *REWARDS), (SERVED,))

@@ -97,7 +97,7 @@ def sample_texts(key: Array, decoder: Decoder, tokenizer: Tokenizer, prompts: Se
     forced = np.full((len(ids), max(longest_text(prompt) for prompt in prompts)), -1, np.int32)
     for row, prompt_ids in zip(forced, ids, strict=True):
         row[: len(prompt_ids)] = prompt_ids
-    sampled = np.asarray(_continue(*nnx.split(decoder), key, jnp.asarray(forced)))
+    sampled = np.asarray(continued(*nnx.split(decoder), key, jnp.asarray(forced)))
     (end,) = tokenizer.end_ids
     texts = []
     for row, prompt_ids in zip(sampled.tolist(), ids, strict=True):
@@ -113,7 +113,7 @@ def longest_text(prompt: str) -> int:
 
 
 @partial(jax.jit, static_argnums=0)
-def _continue(graph: nnx.GraphDef, weights: nnx.State, key: Array, forced: Array) -> Array:
+def continued(graph: nnx.GraphDef, weights: nnx.State, key: Array, forced: Array) -> Array:
     """Token ids [n, steps]: those of `forced` where they are not negative, sampled ones elsewhere."""
     model, (n, steps) = CachedDecoder(nnx.merge(graph, weights)), forced.shape
 

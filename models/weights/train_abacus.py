@@ -105,7 +105,7 @@ def save(decoder: Decoder, record: dict, out: Path) -> None:
     """Writes the model directory and, beside the weights, the record of their training."""
     huggingface.save(out, decoder, tokenizer())
     settings = {"mixture": list(MIXTURE.items()), "batch_tokens": BATCH_TOKENS, "peak_muon": PEAK_MUON, "peak_adam": PEAK_ADAM, "warmup": WARMUP}
-    (out / "training.json").write_text(json.dumps(record | settings | _machine()) + "\n", encoding="utf-8")
+    (out / "training.json").write_text(json.dumps(record | settings | machine()) + "\n", encoding="utf-8")
 
 
 def tokenizer() -> Tokenizer:
@@ -189,7 +189,8 @@ def prefetch(items: Iterator[Batch], ahead: int = 8) -> Iterator[Batch]:
         yield queue.get()
 
 
-def _machine() -> dict:
+def machine() -> dict:
+    """What a run was made on and with, for its record."""
     return {
         "cpu_minutes": round(time.process_time() / 60, 1),
         "machine": f"{os.cpu_count()} {platform.machine()} cores, {jax.default_backend()}",
