@@ -71,11 +71,14 @@ def blaming(argument: str) -> Iterator[None]:
         raise typer.BadParameter(message, param_hint=argument) from error
 
 
-def load_model(name: str, *, quiet: bool = False) -> LanguageModel:
-    """The model that `--model` names; raises `typer.BadParameter` when it cannot be used."""
+def load_model(name: str, *, quiet: bool = False, argument: str = "'--model'") -> LanguageModel:
+    """The model that `argument` names; raises `typer.BadParameter` when it cannot be used."""
     keep_compiled()
-    with blaming("'--model'"):
-        return watch(f"loading {name}", partial(load, name), quiet=quiet)
+    with blaming(argument):
+        lm: Any = watch(f"loading {name}", partial(load, name), quiet=quiet)
+        if not isinstance(lm, LanguageModel):
+            raise ValueError(f"{name} is a {type(lm).__name__}, no language model in this process")
+        return lm
 
 
 def compiled(*programs: Program, method: str, n: int, quiet: bool = False) -> list[Executable]:

@@ -9,7 +9,7 @@ import concurrent.futures
 import inspect
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -31,6 +31,9 @@ class Turn(NamedTuple):
     state: Any
     log_potential: float = 0.0  # nats
     ended: bool = False
+
+
+Step = Turn | tuple | Awaitable[Turn | tuple]
 
 
 class Table:
@@ -86,7 +89,7 @@ class HostScan:
 
     hosted: ClassVar[bool] = True
 
-    def __init__(self, step: Callable[[Any, int], Turn | tuple], init: Any, length: int, workers: int):
+    def __init__(self, step: Callable[[Any, int], Step], init: Any, length: int, workers: int):
         self.step_of_one, self.start, self.length, self.workers = step, init, length, workers
         self.table = Table()
 
@@ -123,7 +126,7 @@ class HostScan:
         return State(particles.number, self.table)
 
 
-def host_scan(step: Callable[[Any, int], Turn | tuple], init: Any, *, length: int, workers: int = WORKERS) -> HostScan:
+def host_scan(step: Callable[[Any, int], Step], init: Any, *, length: int, workers: int = WORKERS) -> HostScan:
     """A program whose steps are a Python function: `step(state, seed)` gives the next state, its log potential, and whether the particle has ended.
 
     Every algorithm takes it (`po.smc`, `po.importance`, under `po.chunk`, `po.twist`, ..): the same code runs, in Python instead of

@@ -4,7 +4,7 @@ import asyncio
 import datetime
 import email.utils
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def listed(client: "httpx.AsyncClient", seconds: float) -> list[str]:
         raise ValueError(f"what answers is no OpenAI-compatible server ({error})") from error
 
 
-async def events(client: "httpx.AsyncClient", path: str, body: Mapping[str, Any], seconds: float) -> AsyncIterator[dict[str, Any]]:
+async def events(client: "httpx.AsyncClient", path: str, body: Mapping[str, Any], seconds: float) -> AsyncGenerator[dict[str, Any], None]:
     """The events of a streamed answer, until the server says that it is whole. All of it may take `seconds`.
 
     Raises:
