@@ -36,6 +36,10 @@ def _seed(given: str | int) -> int:
     return _whole(given, 0, 2**32 - 1)
 
 
+def _port(given: str | int) -> int:
+    return _whole(given, 0, 65_535)
+
+
 def _positive(given: str | float) -> float:
     try:
         value = float(given)
@@ -154,6 +158,22 @@ def generate(
 
     law = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     generate(prompt, model=model, max_tokens=max_tokens, n=n, stop=stop, chat=chat, law=law, seed=seed, as_json=as_json)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="abacus (embedded), gguf:PATH, or hf:DIRECTORY.")] = "abacus",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen: by default for this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(parser=_port, metavar="N", help="0 for any that is free.")] = 8000,
+    key: Annotated[str | None, typer.Option(envvar="POSTERITY_KEY", metavar="KEY", help="Answer those alone who have this key.")] = None,
+) -> None:
+    """Serves a language model as OpenAI's API has it: /v1/completions, with seeds, log-probabilities, stop strings and streaming.
+
+    `po.load("openai:http://127.0.0.1:8000/v1")` and other clients can use it. It runs until it is interrupted.
+    """
+    from posterity.cli.serve import serve
+
+    serve(model=model, host=host, port=port, key=key)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
