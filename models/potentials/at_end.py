@@ -1,5 +1,6 @@
 """Rewards as potentials: what a text weighs when it ends."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ class AtEnd(Potential):
         place = jnp.arange(len(tokens)) - begun.length
         own = state.tokens[jnp.clip(place, 0, self.max_tokens - 1)]
         tokens = jnp.where((place >= 0) & (place < state.length), own, tokens)
-        text = begun.replace(tokens=tokens, length=begun.length + state.length, ended=whole, phase="finished")
+        text = replace(begun, tokens=tokens, length=begun.length + state.length, ended=whole, phase="finished")
         score = _score((self.reward, self.source.prompt), text, whole)
         return self.sharpness * jnp.where(score > 0, jnp.log(jnp.where(score > 0, score, 1.0)), jnp.where(score == 0, -jnp.inf, jnp.nan))
 

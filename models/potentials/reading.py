@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jax import Array
+from jaxtyping import Bool
 
 from posterity.models.lm.text import Text
 from posterity.models.lm.tokenizer import Tokenizer
@@ -24,9 +25,9 @@ SLOT = re.compile(r"(\{prompt\}|\{text\})")
 class Read(NamedTuple):
     """Texts in the reader's tokens."""
 
-    tokens: Int[Array, "n room"]
-    lengths: Int[Array, " n"]
-    ends: Bool[Array, "n room"]  # the last tokens of what is to be scored
+    tokens: Any  # [n, room] int32
+    lengths: Any  # [n] int32
+    ends: Any  # [n, room] bool: the last tokens of what is to be scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,4 +111,4 @@ def _padded(found: Sequence[tuple[list[int], list[int]]], room: int) -> Read:
     for i, (ids, places) in enumerate(found):
         tokens[i, : len(ids)] = ids
         ends[i, places] = True
-    return Read(tokens, np.array([len(ids) for ids, _ in found], np.int32), ends)  # pyright: ignore[reportArgumentType] - arrays of the host
+    return Read(tokens, np.array([len(ids) for ids, _ in found], np.int32), ends)

@@ -27,8 +27,9 @@ class Globally(Rewriting):
                 raise ValueError(f"globally: {name} is no product, contrast or mixture of experts; its logits have no sum that means anything")
 
         def step(carry: Any, x: Any) -> Any:
-            for i, text in enumerate(part for part in component.parts(carry) if isinstance(part, Text)):
-                total = jax.scipy.special.logsumexp(text.logits)
+            scores = [text.logits for text in component.parts(carry) if isinstance(text, Text) and text.logits is not None]
+            for i, each in enumerate(scores):
+                total = jax.scipy.special.logsumexp(each)
                 factor(f"experts/{i}", jnp.where(total < DEAD / 2, -jnp.inf, total))
             return scan.step(carry, x)
 
