@@ -6,13 +6,16 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posterity.models.lm.remote import loop
 from posterity.models.lm.remote.client import Remote
 from posterity.models.lm.remote.completion import Finish
 from posterity.models.programs.host import HostScan, Turn, host_scan
 from posterity.ppl.answer import Answer
+
+if TYPE_CHECKING:
+    from posterity.models.potentials.verifiers import Verifier
 
 Judge = Callable[[str, bool], float | Awaitable[float]]
 
@@ -44,7 +47,7 @@ def steps(
     stop: str | Sequence[str] | re.Pattern = "\n",
     max_steps: int,
     max_step_tokens: int = 256,
-    potential: Judge | None = None,
+    potential: "Judge | Verifier | None" = None,
     temperature: float = 1.0,
     top_p: float | None = None,
     options: Mapping[str, Any] | None = None,
@@ -65,18 +68,18 @@ def steps(
       stop: what ends a step and stays part of the text: a text or several, or a compiled pattern.
       max_steps: the largest number of steps.
       max_step_tokens: the largest number of tokens of a step.
-      potential: a function, or coroutine function, of the text so far and whether it is whole, to nats.
+      potential: a function, or coroutine function, of the text so far and whether it is whole, to nats; or a `po.potentials.verifier`, of which a
+        whole text weighs its score.
       temperature, top_p, options: as `Remote.begin`.
       extract: the answer in a text; by default the model's.
 
     Raises:
-      TypeError: when `lm` is no remote model or `potential` no function.
+      TypeError: when `lm` is no remote model, or `potential` neither function nor verifier.
       ValueError: for an empty stop or prompt, or numbers out of range.
     """
     if not isinstance(lm, Remote):
         raise TypeError(f"steps: lm must be a model behind a server, po.load('openai:URL'), got {lm!r}; for one in this process there is po.generate")
-    if potential is not None and not callable(potential):
-        raise TypeError(f"steps: potential must be a function of a text and whether it is whole, got {potential!r}")
+    judge = _judge(potential)
     if not isinstance(prompt, str) or not prompt:
         raise ValueError(f"steps: prompt must be a text that is not empty, got {prompt!r}")
     for name, number in (("max_steps", max_steps), ("max_step_tokens", max_step_tokens)):
@@ -92,13 +95,31 @@ def steps(
         full = found.finish == "length" and found.tokens is not None and found.tokens < max_step_tokens
         ended = found.finish == "eos" or full or written.steps + 1 == max_steps
         text = written.text + found.text + found.stop
-        nats = 0.0 if potential is None else await _asked(potential, text, ended)
+        nats = 0.0 if judge is None else await _asked(judge, text, ended)
         ended = ended or nats == -math.inf  # nothing that goes on from it can weigh anything: it costs no more calls
         counts = (_sum(written.log_prob, found.log_prob), _sum(written.tokens, found.tokens))
         return Turn(Written(text, written.steps + 1, found.finish, ended, *counts, nats, written.extract), nats - written.nats, ended)
 
     step.__name__ = f"steps of {lm.model}"
     return host_scan(step, Written(extract=extract or lm.extract), length=max_steps, workers=lm.concurrency)
+
+
+def _judge(potential: "Judge | Verifier | None") -> Judge | None:
+    """A potential as a function of a text and whether it is whole."""
+    from posterity.models.potentials.verifiers import Verifier  # here, as models behind a server mostly do without
+
+    if isinstance(potential, Verifier):
+        guarded = potential.function
+
+        def log_score(text: str, whole: bool) -> float:
+            """Of an unfinished text, a guess."""
+            score = guarded.score(text) if whole or guarded.unfinished is None else guarded.unfinished
+            return math.log(score) if score > 0 else -math.inf if whole else 0.0
+
+        return log_score
+    if potential is not None and not callable(potential):
+        raise TypeError(f"steps: potential must be a function of a text and whether it is whole, or a verifier; got {potential!r}")
+    return potential
 
 
 async def _asked(potential: Judge, text: str, whole: bool) -> float:

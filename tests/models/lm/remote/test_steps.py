@@ -102,3 +102,12 @@ def test_answers_are_what_the_model_or_the_caller_reads_in_a_text(lm):
     assert all(answer == answer.strip() for answer in po.importance(KEY, program, n=8).answers())
     lengths = po.importance(KEY, po.remote.steps(lm, "a", max_steps=2, max_step_tokens=3, extract=lambda text: str(len(text))), n=8).answers()
     assert lengths.keys() <= {str(i) for i in range(7)}
+
+
+def test_a_verifier_weighs_whole_texts_by_their_scores(lm):
+    verifier = po.potentials.verifier(lambda text: 0.25 if "b" in text else 0.0)
+    found = po.importance(KEY, po.remote.steps(lm, "a", max_steps=2, max_step_tokens=3, potential=verifier), n=12)
+    right = [bool("b" in str(found.values.table[int(i)])) for i in np.asarray(found.values.number)]
+    assert 0 < sum(right) < 12
+    assert float(found.log_evidence) == pytest.approx(math.log(0.25 * sum(right) / 12), abs=1e-5)
+    assert np.array_equal(np.isfinite(found.log_weights), right)
