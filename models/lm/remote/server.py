@@ -111,7 +111,7 @@ def serve(lm: LanguageModel, *, host: str = "127.0.0.1", port: int = 0, key: str
     ...     completion = far.complete("the", seed=1, max_tokens=8)
     ...     far.close()
     >>> completion.finish, completion.prompt_tokens
-    ('eos', 1)
+    ('eos', 2)
     """
     return Server(lm, host, port, key, name or lm.name)
 

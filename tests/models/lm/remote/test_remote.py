@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -156,12 +158,16 @@ def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(server, tmp_pa
 def test_an_interrupt_ends_the_calls_under_way(server):
     with FaultyProxy(server.server_address[1], faults=("silence",)) as proxy:
         lm = po.load(f"openai:{proxy.url}")
-        future = po.remote.loop.submit(lm.begin("the", seed=0))
+
+        def interrupt():
+            while proxy.under_way < 3:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            po.importance(KEY, po.remote.steps(lm, "the", max_steps=1), n=3)
         until = time.monotonic() + 5
-        while not proxy.under_way and time.monotonic() < until:
-            time.sleep(0.01)
-        assert lm._account.under_way == 1
-        future.cancel()
         while lm._account.under_way and time.monotonic() < until:
             time.sleep(0.01)
         assert (lm._account.under_way, sum(lm._account.reserved)) == (0, 0)
