@@ -1,9 +1,11 @@
 """What strategies give: a posterior with its ledger, or a selection, which is none."""
 
+import functools
 import math
 from dataclasses import replace
 from typing import Any, Literal, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -52,6 +54,8 @@ class Selection(Weighted):
         Raises:
           ValueError: for another way.
         """
+        if by not in CHOICES:
+            raise ValueError(f"choose: by must be one of {', '.join(CHOICES)}, got {by!r}")
         return replace(self, log_weights=chosen(by, self.scores, self.complete))
 
     def _check_alive(self) -> None:
@@ -68,10 +72,9 @@ class Selection(Weighted):
         return np.sqrt(inside * (1 - 2 * share) + share**2 * (weights**2).sum())
 
 
+@functools.partial(jax.jit, static_argnames="by")
 def chosen(by: str, scores: Float[Array, " n"], complete: Bool[Array, " n"]) -> Float[Array, " n"]:
     """Normalised log weights [n] by which rollouts are chosen among; -inf for those left in the middle, unless all were."""
-    if by not in CHOICES:
-        raise ValueError(f"choose: by must be one of {', '.join(CHOICES)}, got {by!r}")
     counted = complete | ~jnp.any(complete)
     if by == "best":
         best = jnp.max(jnp.where(counted, scores, -jnp.inf))

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -57,10 +58,10 @@ def going(program: Program, now: Round) -> Array:
     return anywhere(~jnp.all(program.done(now.particles))) & (now.time < program.length)
 
 
-def search(key: PRNGKeyArray, program: Program, n: int, rule: Rule | None, name: str, choose: str) -> Selection:
+def search(key: PRNGKeyArray, program: Program, n: int, rule: Rule | None) -> Selection:
     """n particles run to their end, selected by the rule (None: not at all) before every step but the first."""
     end = loop(lambda now: going(program, now), lambda now: turn(key, program, rule, now), begin(key, program, n), limit=program.length)
-    return selection(name, program, end.particles, choose)
+    return selection(program, end.particles)
 
 
 def found(name: str, key: PRNGKeyArray, program: Program, n: int, rule: Rule | None, choose: str, budget: Budget | None) -> Selection:
@@ -75,11 +76,11 @@ def found(name: str, key: PRNGKeyArray, program: Program, n: int, rule: Rule | N
     hosted = runs_on_host(program)
     with Stopwatch() as watch, Eagerly() if hosted else contextlib.nullcontext():
         if budget is not None and budget.seconds is not None:
-            chosen = _for(budget.seconds, watch, key, program, n, rule, name, choose)
+            rollouts = _for(budget.seconds, watch, key, program, n, rule)
         else:
-            chosen = (search if hosted or followed() else _compiled)(key, program, n, rule, name, choose)
-        jax.block_until_ready(chosen)
-    return chosen if isinstance(chosen.ledger.generated, Tracer) else checked(name, program, chosen, watch)
+            rollouts = (search if hosted or followed() else _compiled)(key, program, n, rule)
+        rollouts = jax.block_until_ready(replace(rollouts, strategy=name).choose(choose))
+    return rollouts if isinstance(rollouts.ledger.generated, Tracer) else checked(name, program, rollouts, watch)
 
 
 def checked(name: str, program: Program, selection: Selection, watch: Stopwatch) -> Selection:
@@ -89,10 +90,10 @@ def checked(name: str, program: Program, selection: Selection, watch: Stopwatch)
     return selection.replace(ledger=selection.ledger.timed(watch))  # pyright: ignore[reportAttributeAccessIssue] - flax adds it
 
 
-_compiled = jax.jit(search, static_argnames=("n", "name", "choose"))
+_compiled = jax.jit(search, static_argnames="n")
 
 
-def _for(seconds: float, watch: Stopwatch, key: PRNGKeyArray, program: Program, n: int, rule: Rule | None, name: str, choose: str) -> Selection:
+def _for(seconds: float, watch: Stopwatch, key: PRNGKeyArray, program: Program, n: int, rule: Rule | None) -> Selection:
     """The search, round by round, as long as there is time for one more."""
     if isinstance(key, Tracer):
         raise TypeError("budget: seconds cannot be a limit inside compiled code (jax.jit, vmap)")
@@ -102,7 +103,7 @@ def _for(seconds: float, watch: Stopwatch, key: PRNGKeyArray, program: Program, 
         now = jax.jit(begin, static_argnames="n")(key, program, n)
         one = partial(jax.jit(turn).lower(key, program, rule, now).compile(), key, program, rule)  # before the clock is looked at
     end = for_seconds(seconds, watch, lambda now: going(program, now), one, now)
-    return selection(name, program, end.particles, choose)
+    return selection(program, end.particles)
 
 
 def for_seconds(seconds: float, watch: Stopwatch, goes: Callable[[Any], Array], one: Callable[[Any], Any], now: Any) -> Any:
@@ -116,13 +117,14 @@ def for_seconds(seconds: float, watch: Stopwatch, goes: Callable[[Any], Array], 
     return now
 
 
-def selection(name: str, program: Program, particles: Any, choose: str) -> Selection:
-    """What particles have come to, chosen among by their scores."""
+def selection(program: Program, particles: Any) -> Selection:
+    """What particles have come to, one vote each."""
     with isolated():
         values, done = program.value(particles), program.done(particles)
-    scores = score(name, program, values)
+    scores = score("search", program, values)
     complete = done & values.complete if isinstance(values, Metered) else done
-    return Selection(values, chosen(choose, scores, complete), jnp.array(jnp.nan), scores, complete, of_work(values, ~jnp.all(complete)), name)
+    log_weights = chosen("majority", scores, complete)
+    return Selection(values, log_weights, jnp.array(jnp.nan), scores, complete, of_work(values, ~jnp.all(complete)), "search")
 
 
 def score(name: str, program: Program, values: Any) -> Float[Array, " n"]:
