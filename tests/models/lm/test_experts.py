@@ -7,6 +7,7 @@ import pytest
 
 import posterity as po
 from posterity.models.programs.generate import generate
+from posterity.models.programs.reason import reason
 from posterity.tests.fixtures import tiny_lm
 
 LETTERS = po.tabular.ngram(["abca", "cab"], order=2)
@@ -67,6 +68,15 @@ def test_authors_are_told_by_bayes_rule():
     by = np.exp(np.stack([po.experts.log_probs(each, texts) for each in (LETTERS, others)], axis=-1)) * [0.75, 0.25]
     np.testing.assert_allclose(po.experts.authors(lm, texts), by / by.sum(axis=-1, keepdims=True), atol=1e-5)
     np.testing.assert_allclose(np.exp(po.experts.log_probs(lm, texts)), by.sum(axis=-1), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixture of texts", "over bytes"])
+def test_several_models_reason_as_one(name):
+    lm = panels()[name]()
+    values = po.smc(jax.random.key(0), reason(lm, "a", reward=lambda text: text.generated / 9, delimiter="c", max_steps=3, max_step_tokens=3), n=8).values
+    np.testing.assert_allclose(values.log_probability, po.experts.log_probs(lm, values.text), atol=1e-4)
+    assert len(np.unique(np.asarray(values.log_probability))) > 2
 
 
 def test_experts_with_no_token_in_common_end_the_text_and_weigh_nothing_globally():
