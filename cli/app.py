@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -64,6 +65,40 @@ def _share_above_zero(given: str | float) -> float:
     if (value := _share(given)) == 0:
         raise typer.BadParameter(f"{str(given)!r} keeps nothing; give a number above 0, up to 1.")
     return value
+
+
+def _at_least_two(given: str | int) -> int:
+    return _whole(given, 2)
+
+
+def _number(given: str | float) -> float:
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{str(given)!r} is not a number.")
+    return value
+
+
+def _not_negative(given: str | float) -> float:
+    if (value := _number(given)) < 0:
+        raise typer.BadParameter(f"{str(given)!r} is below 0.")
+    return value
+
+
+def _budgets(given: str) -> str:
+    return ",".join(str(budget) for budget in sorted({_whole(part.strip()) for part in given.split(",")}))
+
+
+def _shares(given: str) -> str:
+    if any(_share_above_zero(part) == 1 for part in given.split(",")):
+        raise typer.BadParameter("1 leaves nothing to go wrong; give numbers between 0 and 1.")
+    return given
+
+
+def _noises(given: str) -> str:
+    return ",".join(str(_not_negative(part)) for part in given.split(","))
 
 
 def _not_empty(value: str | None) -> str | None:
@@ -158,6 +193,79 @@ def generate(
 
     law = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     generate(prompt, model=model, max_tokens=max_tokens, n=n, stop=stop, chat=chat, law=law, seed=seed, as_json=as_json)
+
+
+@app.command()
+def bench(
+    task: Annotated[str, typer.Option(metavar="NAME", help="abacus:easy, abacus:medium, abacus:hard, abacus:LEVEL, or reasoning-gym:NAME.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where trials, tables and pictures go; trials that are there are not made again.")],
+    strategies: Annotated[str, typer.Option(metavar="A,B,...", help="Strategies by name, or all.")] = "all",
+    budgets: Annotated[str, typer.Option(parser=_budgets, metavar="N,M,...", help="Rollouts a problem.")] = "1,2,4,8,16,32,64,128",
+    problems: Annotated[int, typer.Option(parser=_at_least_two, metavar="N", help="How many problems.")] = 300,
+    seeds: Annotated[int, typer.Option(parser=_whole, metavar="N", help="How often each strategy is run on each problem.")] = 5,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="As in `solve`; abacus for its own tasks.")] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="abacus-prm, checker (exact, of arithmetic), verifier (the task's own, of answers), or hf:DIRECTORY of a classifier."
+        ),
+    ] = None,
+    noise: Annotated[float, typer.Option(parser=_not_negative, metavar="NATS", help="Makes the reward worse: standard deviation added to its log odds.")] = 0.0,
+    length_bias: Annotated[float, typer.Option(parser=_number, metavar="NATS", help="Makes the reward love length: added to its log odds, a token.")] = 0.0,
+    potential: Annotated[Literal["identity", "exp", "odds"], typer.Option(help="How a reward r weighs: r, e^r or r/(1-r).")] = "odds",
+    rule: Annotated[Literal["product", "telescoped", "prefix"], typer.Option(help="What is weighed: all scores, the last one, or as published.")] = "product",
+    sharpness: Annotated[float, typer.Option(parser=_positive, metavar="X", help="The power of the potential.")] = 1.0,
+    temperature: Temperature = 1.0,
+    particles: Annotated[int, typer.Option(parser=_whole, metavar="N", help="Texts in one batch, of as many problems as fit.")] = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy and calibration of strategies against their budget, over many problems, with intervals.
+
+    Writes into DIR: trials.csv, a line for each strategy, budget, problem and seed, so that a run that was stopped goes on where it was when the same
+    command is given again; curves.csv, accuracies and costs with intervals; summary.json, these, the coverage law, budget ratios at equal accuracy,
+    machine and time; accuracy.png and calibration.png.
+    """
+    from posterity.cli.bench import bench
+
+    options = {"potential": potential, "rule": rule, "sharpness": sharpness, "temperature": temperature}
+    at = [int(budget) for budget in budgets.split(",")]
+    worse = {"noise": noise, "length_bias": length_bias}
+    bench(
+        task_name=task,
+        strategies=strategies,
+        budgets=at,
+        problems=problems,
+        seeds=seeds,
+        out=out,
+        model=model,
+        reward=reward,
+        **worse,
+        options=options,
+        particles=particles,
+        as_json=as_json,
+    )
+
+
+@app.command("map")
+def draw_map(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where map.png, map.csv and map.json go.")],
+    solved: Annotated[str, typer.Option(parser=_shares, metavar="P,Q,...", help="Difficulties: how often one rollout is right.")] = "0.5,0.25,0.1,0.03,0.01",
+    noises: Annotated[str, typer.Option(parser=_noises, metavar="X,Y,...", help="Standard deviations of rewards' log odds.")] = "0,1,2,3,4",
+    rule: Annotated[Literal["product", "telescoped"], typer.Option(help="What the filter weighs by: the odds of all scores, or of the last.")] = "product",
+    budgets: Annotated[str, typer.Option(parser=_budgets, metavar="N,M,...", help="Rollouts a problem; from 4 on multiples of 4.")] = "1,2,4,8,16,32,64,128",
+    problems: Annotated[int, typer.Option(parser=_at_least_two, metavar="N", help="How many problems, each with rewards of its own.")] = 200,
+    seeds: Annotated[int, typer.Option(parser=_whole, metavar="N", help="How often each strategy is run on each problem.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """How many times the budget of a particle filter best-of-n, beam search and DVTS need for its accuracy, by difficulty and by noise of the reward.
+
+    Measured on a small exact model of reasoning in steps, with rewards whose mistakes are known. Cells below 1 are those in which search wins.
+    """
+    from posterity.cli.map import draw_map
+
+    numbers = [[float(x) for x in given.split(",")] for given in (solved, noises)]
+    at = [int(budget) for budget in budgets.split(",")]
+    draw_map(out=out, solved=numbers[0], noises=numbers[1], rule=rule, budgets=at, problems=problems, seeds=seeds, as_json=as_json)
 
 
 @app.command()
