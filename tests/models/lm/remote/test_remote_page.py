@@ -3,11 +3,14 @@
 import doctest
 import pathlib
 
+import pytest
+
 import posterity
 
 PAGE = pathlib.Path(posterity.__file__).parent / "docs" / "remote.md"
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run():
     failed, tried = doctest.testfile(str(PAGE), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert (failed, tried > 12) == (0, True)

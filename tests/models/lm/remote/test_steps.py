@@ -55,13 +55,34 @@ def cut(text):
 
 @pytest.mark.parametrize("infer", [po.importance, po.smc])
 def test_the_posterior_is_that_of_all_texts_enumerated(lm, exact, infer):
-    """Evidence and answers of 150 particles, within 4.4 standard errors (a false alarm in 20,000 each)."""
+    """Evidence and answers of 100 particles, within 4.4 standard errors (a false alarm in 20,000 each)."""
     evidence = sum(share * math.exp(weight(text, True)) for text, share in exact.items())
-    found = infer(KEY, po.remote.steps(lm, "a", max_steps=2, max_step_tokens=3, potential=weight, extract=bs), n=150)
+    found = infer(KEY, po.remote.steps(lm, "a", max_steps=2, max_step_tokens=3, potential=weight, extract=bs), n=100)
     assert abs(float(found.log_evidence) - math.log(evidence)) < 4.4 * float(found.log_evidence_error)
     for number, (share, error) in found.answers().items():
         expected = sum(share * math.exp(weight(text, True)) for text, share in exact.items() if bs(text) == number)
         assert abs(share - expected / evidence) < 4.4 * error
+
+
+@pytest.mark.slow
+def test_a_program_that_takes_ends_of_texts_for_stop_strings_is_refuted(lm, exact, monkeypatch):
+    """The mistake of clients that read `finish_reason` alone: they go on with texts that had ended."""
+    begin = po.remote.Remote.begin
+
+    async def blind(self, prompt, **options):
+        completion = await begin(self, prompt, **options)
+        return completion._replace(finish="stop") if completion.finish == "eos" else completion
+
+    def off():
+        """By how many standard errors the mean length of 900 texts is off."""
+        found = po.importance(KEY, po.remote.steps(lm, "a", max_steps=2, max_step_tokens=3), n=900).values
+        lengths = np.array([len(str(found.table[int(i)])) for i in np.asarray(found.number)])
+        expected = sum(share * len(text) for text, share in exact.items())
+        return abs(lengths.mean() - expected) / (lengths.std() / 30)
+
+    assert off() < 4.4
+    monkeypatch.setattr(po.remote.Remote, "begin", blind)
+    assert off() > 4.4
 
 
 def test_an_end_of_text_ends_a_text_and_a_stop_string_does_not(lm):
