@@ -61,6 +61,7 @@ def test_a_mixture_does_not_guess_about_a_token_that_it_did_not_read():
     assert np.isnan(found).all()
 
 
+@pytest.mark.slow
 def test_authors_are_told_by_bayes_rule():
     others = po.tabular.ngram(["abca", "cab", "aaaa", "bb"], order=2)
     lm = po.experts.mixture([(LETTERS, 3.0), others])

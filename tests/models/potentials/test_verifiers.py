@@ -65,6 +65,7 @@ def test_a_failure_is_an_error_or_a_stated_score(function, kind, says):
     assert (text, type(error)) == ("ab", kind)
 
 
+@pytest.mark.slow
 def test_a_failure_ends_a_run_and_a_stated_score_does_not():
     def run(**options):
         reward = po.potentials.at_end(po.potentials.verifier(lambda text: 1 / (text.count("c") - 1) ** 2 / 4, **options), LETTERS, "a", max_tokens=2)
