@@ -46,9 +46,10 @@ class Budget(NamedTuple):
     Counts are kept to exactly. Seconds are looked at between steps: a run stops before a step for which, by the longest so far, time is short.
 
     >>> import jax, posterity as po
-    >>> program = po.reason(po.load("abacus"), "2+3*4=", max_steps=4, max_step_tokens=16)
-    >>> found = po.search.self_consistency(jax.random.key(0), program, n=8, budget=po.Budget(tokens=60))
-    >>> int(found.ledger.tokens) <= 60, bool(found.ledger.cut)
+    >>> lm = po.tabular.ngram(["ab;ba;", "b;a;aa", "aab;b;b"], order=2)
+    >>> program = po.reason(lm, "a", delimiter=";", max_steps=2, max_step_tokens=3)
+    >>> found = po.search.self_consistency(jax.random.key(0), program, n=8, budget=po.Budget(tokens=12))
+    >>> int(found.ledger.tokens) <= 12, bool(found.ledger.cut)
     (True, True)
     """
 
@@ -82,17 +83,16 @@ class Ledger:
 
     def __add__(self, other: "Ledger") -> "Ledger":
         """Both runs together."""
-        counts = [getattr(self, name) + getattr(other, name) for name in ("prompt", "generated", "reused", "calls", "rewards")]
-        return Ledger(*counts, self.cut | other.cut, self.wall + other.wall, self.device + other.device)
+        return Ledger(**{name: x | y if name == "cut" else x + y for (name, x), y in zip(vars(self).items(), vars(other).values(), strict=True)})
 
 
 def of_work(values: Any, cut: Array | bool) -> Ledger:
     """The ledger that a run's values hold; zeros where the program keeps none."""
-    counts = (jnp.zeros((), jnp.int32),) * 5
-    if isinstance(values, Metered):
-        work = values.work
-        counts = [jnp.asarray(x)[0] for x in (work.prompt, work.generated, work.reused, work.calls, work.rewards)]
-    return Ledger(*counts, jnp.asarray(cut))
+
+    def count(name: str) -> Array:
+        return jnp.asarray(getattr(values.work, name))[0] if isinstance(values, Metered) else jnp.zeros((), jnp.int32)
+
+    return Ledger(count("prompt"), count("generated"), count("reused"), count("calls"), count("rewards"), jnp.asarray(cut))
 
 
 def limited(name: str, program: Program, budget: Budget | None) -> Program:

@@ -39,11 +39,11 @@ class Stopwatch:
         return time.perf_counter() - self.start
 
 
-def _note(event: str, seconds: float, **_: object) -> None:
+def _note(event: str, duration_secs: float, **kwargs: object) -> None:
     if event.startswith(_TRACED):
         now = time.perf_counter()
         for watch in _running:
-            watch.compiled.append((now - seconds, now))
+            watch.compiled.append((now - duration_secs, now))
 
 
 jax.monitoring.register_event_duration_secs_listener(_note)

@@ -81,9 +81,10 @@ def step_best_of_n(key: PRNGKeyArray, program: Program, *, n: int, budget: Budge
       TypeError, ValueError: as `repeated_sampling`.
 
     >>> import jax, posterity as po
-    >>> program = po.reason(po.load("abacus"), "2+3*4=", reward=lambda text: 1.0 / (1 + text.generated), max_steps=4, max_step_tokens=16)
-    >>> list(step_best_of_n(jax.random.key(0), program, n=4).answers())
-    ['14']
+    >>> lm = po.tabular.ngram(["ab;ba;", "b;a;aa", "aab;b;b"], order=2)
+    >>> program = po.reason(lm, "a", reward=lambda text: 1.0 / (1 + text.generated), delimiter=";", max_steps=2, max_step_tokens=3)
+    >>> len(step_best_of_n(jax.random.key(0), program, n=4).answers())
+    1
     """
     return found("step_best_of_n", key, program, n, Best(), "best", budget)
 

@@ -49,10 +49,11 @@ def particle_filter(
     Source: Puri et al. (2025), "A probabilistic inference approach to inference-time scaling of LLMs using particle-based Monte Carlo methods".
 
     >>> import jax, posterity as po
-    >>> program = po.reason(po.load("abacus"), "2+3*4=", reward=lambda text: 1.0 / (1 + text.generated), max_steps=4, max_step_tokens=16)
+    >>> lm = po.tabular.ngram(["ab;ba;", "b;a;aa", "aab;b;b"], order=2)
+    >>> program = po.reason(lm, "a", reward=lambda text: 1.0 / (1 + text.generated), delimiter=";", max_steps=2, max_step_tokens=3)
     >>> posterior = particle_filter(jax.random.key(0), program, n=4)
-    >>> list(posterior.answers()), int(posterior.ledger.prompt)
-    (['14'], 6)
+    >>> len(posterior), int(posterior.ledger.prompt)
+    (4, 2)
     """
     program = limited("particle_filter", as_program(program), budget)
     with Stopwatch() as watch:
@@ -67,7 +68,7 @@ def particle_filter(
     return Inferred(**vars(posterior), ledger=ledger.timed(watch) if known else ledger)
 
 
-def _for(seconds: float, watch: Stopwatch, key: PRNGKeyArray, program: Program, n: int, resampling: type[Ancestors], threshold: float) -> Any:
+def _for(seconds: float, watch: Stopwatch, key: PRNGKeyArray, program: Program, n: int, resampling: type[Ancestors], threshold: Any) -> Any:
     """The filter, step by step, as long as there is time for one more."""
     if isinstance(key, Tracer):
         raise TypeError("budget: seconds cannot be a limit inside compiled code (jax.jit, vmap)")

@@ -24,7 +24,8 @@ def repeated_sampling(key: PRNGKeyArray, program: Program, *, n: int, budget: Bu
     Source: Brown et al. (2024), "Large language monkeys".
 
     >>> import jax, posterity as po
-    >>> program = po.reason(po.load("abacus"), "2+3*4=", max_steps=4, max_step_tokens=16)
+    >>> lm = po.tabular.ngram(["ab;ba;", "b;a;aa", "aab;b;b"], order=2)
+    >>> program = po.reason(lm, "a", delimiter=";", max_steps=2, max_step_tokens=3)
     >>> len(repeated_sampling(jax.random.key(0), program, n=8))
     8
     """

@@ -32,11 +32,11 @@ def many(
       those of all problems together.
 
     >>> import jax, posterity as po
-    >>> lm = po.load("abacus")
-    >>> program_of = lambda prompt, lm: po.reason(lm, prompt, max_steps=4, max_step_tokens=16)
-    >>> found = many(jax.random.key(0), po.search.self_consistency, program_of, lm.prompts(["1+1=", "2*3+4="]), lm, n=4)
-    >>> [list(jax.tree.map(lambda x: x[i], found).answers()) for i in range(2)]
-    [['2'], ['10']]
+    >>> lm = po.tabular.ngram(["ab;ba;", "b;a;aa", "aab;b;b"], order=2)
+    >>> program_of = lambda prompt, lm: po.reason(lm, prompt, delimiter=";", max_steps=2, max_step_tokens=3)
+    >>> found = many(jax.random.key(0), po.search.self_consistency, program_of, lm.prompts(["a", "ab", "b"]), lm, n=4)
+    >>> found.log_weights.shape
+    (3, 4)
     """
     check_key(key)
     check_counts(n=(n, 1))

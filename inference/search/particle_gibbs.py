@@ -100,8 +100,8 @@ def to_end(program: Any, particles: Any, path: Path, time: Int[Array, ""]) -> tu
 
     start = (time, particles, jnp.zeros(n))
     _, later, rest = loop(lambda state: anywhere(state[0] < path.steps), follow, start, limit=program.length)
-    charged = program.charged(particles, later) if isinstance(program, Charged) else particles
-    return jnp.where(program.done(later), rest, -jnp.inf), charged
+    rest = jnp.where(program.done(later), rest, -jnp.inf)
+    return rest, program.charged(particles, later) if isinstance(program, Charged) else particles
 
 
 def move(key: PRNGKeyArray, program: Any, particles: Any, *, n: int, ancestors: Literal["ancestor", "trace"] = "ancestor") -> Any:
@@ -155,10 +155,10 @@ def particle_gibbs(
     Source: Andrieu, Doucet and Holenstein (2010); Lindsten, Jordan and Schön (2014) for ancestors; for language models Puri et al. (2025), algorithm 2.
 
     >>> import jax, posterity as po
-    >>> program = po.reason(po.load("abacus"), "2+3*4=", reward=lambda text: 1.0 / (1 + text.generated), max_steps=4, max_step_tokens=16)
-    >>> found = particle_gibbs(jax.random.key(0), program, n=2, sweeps=2)
-    >>> list(found.answers()), len(found)
-    (['14'], 4)
+    >>> lm = po.tabular.ngram(["ab;ba;", "b;a;aa", "aab;b;b"], order=2)
+    >>> program = po.reason(lm, "a", reward=lambda text: 1.0 / (1 + text.generated), delimiter=";", max_steps=2, max_step_tokens=3)
+    >>> len(particle_gibbs(jax.random.key(0), program, n=2, sweeps=2))
+    4
     """
     program = limited("particle_gibbs", as_program(program), budget)
     check_key(key)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.budget import Budget
@@ -79,10 +80,11 @@ def rebase(
     Source: Wu et al. (2024), "Inference scaling laws: an empirical analysis of compute-optimal inference for problem-solving with language models".
 
     >>> import jax, posterity as po
-    >>> program = po.reason(po.load("abacus"), "2+3*4=", reward=lambda text: 1.0 / (1 + text.generated), max_steps=4, max_step_tokens=16)
-    >>> list(rebase(jax.random.key(0), program, n=4).answers())
-    ['14']
+    >>> lm = po.tabular.ngram(["ab;ba;", "b;a;aa", "aab;b;b"], order=2)
+    >>> program = po.reason(lm, "a", reward=lambda text: 1.0 / (1 + text.generated), delimiter=";", max_steps=2, max_step_tokens=3)
+    >>> len(rebase(jax.random.key(0), program, n=4))
+    4
     """
-    if not (isinstance(temperature, jax.core.Tracer) or 0 < temperature < float("inf")):
+    if not (isinstance(temperature, Tracer) or 0 < temperature < float("inf")):
         raise ValueError(f"rebase: temperature must be positive and finite, got {temperature!r}")
     return found("rebase", key, program, n, Balanced(jnp.asarray(temperature, float)), choose, budget)

@@ -10,10 +10,9 @@ from flax import struct
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from posterity.models.lm.cache import CachedDecoder
+from posterity.models.lm.cache import Cache, CachedDecoder
 from posterity.models.lm.heads import Classifier
 from posterity.models.lm.language_model import Prompt
-from posterity.models.lm.model import Memory
 from posterity.models.lm.text import Text
 from posterity.models.lm.tokenizer import Tokenizer
 from posterity.ppl.side_by_side import anywhere
@@ -47,7 +46,7 @@ class Reward(Protocol):
 class Read:
     """What a reward model has read of n texts."""
 
-    memory: Memory
+    memory: Cache
     generated: Int[Array, " n"]  # tokens after the prompt that it has taken in
     logits: Float[Array, "n labels"]  # after the last of them
 

@@ -182,8 +182,8 @@ class Reason:
         again = jnp.maximum(jnp.bincount(ancestors, length=generated.shape[0]) - 1, 0)  # the first copy of each is no copy
         work = replace(p.work, reused=p.work.reused + jnp.sum(again * generated, dtype=jnp.int32))
         state = () if self.reward is None else self.reward.select(p.reward, ancestors)
-        own = [x[ancestors] for x in (p.scores, p.ends, p.steps, p.rounds, p.log_probability, p.cut)]
-        return Particles(p.texts.select(ancestors), state, *own, work)
+        scores, ends, steps, rounds, log_probability, cut = (x[ancestors] for x in (p.scores, p.ends, p.steps, p.rounds, p.log_probability, p.cut))
+        return Particles(p.texts.select(ancestors), state, scores, ends, steps, rounds, log_probability, cut, work)
 
     def done(self, particles: Particles) -> Bool[Array, " n"]:
         over = particles.rounds >= self.max_steps
@@ -241,12 +241,12 @@ class Reason:
         n, final = going.shape[0], None if self.delimiter is None else self.delimiter.shape[0] - 1
         table = None if self.delimiter is None else jnp.asarray(self.delimiter)
 
-        def one(key: Array, text: Text, state: Array, forced: Array | None, token: Array | None) -> tuple[Text, Array, Array]:
+        draws = given is None or which is not None
+        forced = jnp.broadcast_to(given is not None, (n,)) if which is None else which
+
+        def one(key: Array, text: Text, state: Array, forced: Array, token: Array) -> tuple[Text, Array, Array]:
             law = text.next(**self.law)
-            if forced is None:
-                token = draw(key, "token", law)
-            elif which is not None:
-                token = jnp.where(forced, token, draw(key, "token", law))
+            token = jnp.where(forced, token, draw(key, "token", law)) if draws else token
             return text.push(token), state if table is None else table[state, token].astype(state.dtype), law.log_prob(token)
 
         def turn(now: Writing) -> Writing:
@@ -254,11 +254,9 @@ class Reason:
             if self.limits is not None:
                 spent = p.work.prompt + p.work.generated + now.generated + jnp.sum(going, dtype=jnp.int32)
                 going, cut = going & (spent <= self.limits.tokens), cut | (going & (spent > self.limits.tokens))
-            rows = None if given is None else (jnp.ones(n, bool) if which is None else which)
-            tokens = None if given is None else given.tokens[:, jnp.minimum(t, self.max_step_tokens - 1)]
-            pick = with_own_key(lambda key, text, state, *rest: one(key, text, state, *(rest or (None, None))))
-            batch = (now.texts.view(), now.state, *(() if given is None else (rows, tokens)))
-            views, state, log_prob = particle_map(pick, (None, 0, *[0] * len(batch)), (0, 0, 0))(jax.random.fold_in(key, t), jnp.arange(n), *batch)
+            tokens = jnp.zeros(n, jnp.int32) if given is None else given.tokens[:, jnp.minimum(t, self.max_step_tokens - 1)]
+            batch = (jnp.arange(n), now.texts.view(), now.state, forced, tokens)
+            views, state, log_prob = particle_map(with_own_key(one), (None, *[0] * len(batch)), (0, 0, 0))(jax.random.fold_in(key, t), *batch)
             texts = self.source.advance(now.texts, views, going)
             state = jnp.where(going, state, now.state)
             log_probability = now.log_probability + jnp.where(going, log_prob, 0.0)

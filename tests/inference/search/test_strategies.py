@@ -95,7 +95,7 @@ def test_the_entropic_temperature_is_the_published_one():
     assert float(temperature(jnp.zeros(4), 0.1)) == 1.0
 
 
-@pytest.mark.parametrize("name", each("best_of_n", "beam", "particle_gibbs"))
+@pytest.mark.parametrize("name", each("best_of_n", "particle_gibbs"))
 def test_every_strategy_keeps_to_its_budget_and_says_what_it_cost(name):
     strategy, n = getattr(po.search, name), 4
     enough = int(strategy(jax.random.key(0), PROGRAM, n=n, budget=po.Budget(tokens=10_000), **STRATEGIES[name]).ledger.tokens)
@@ -114,7 +114,7 @@ def test_every_strategy_keeps_to_its_budget_and_says_what_it_cost(name):
     assert int(ledger.generated) >= int(jnp.max(found.values.text.generated))
 
 
-@pytest.mark.parametrize("name", each("beam"))
+@pytest.mark.parametrize("name", each("best_of_n"))
 def test_many_problems_at_once_are_each_as_alone(name):
     prompts, options = LM.prompts(["a", "bab"]), STRATEGIES[name]
     together = po.search.many(jax.random.key(3), getattr(po.search, name), program_of, prompts, LM, n=4, **options)
