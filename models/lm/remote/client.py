@@ -110,6 +110,8 @@ class Remote:
             raise ValueError(f"{self.model}: prompt must be a text that is not empty, got {prompt!r}")
         if max_tokens < 1:
             raise ValueError(f"{self.model}: max_tokens must be at least 1, got {max_tokens!r}")
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ValueError(f"{self.model}: seed must be a whole number, got {seed!r}")
         law = {"temperature": temperature} | ({} if top_p is None else {"top_p": top_p}) | dict(options or {})
         body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "seed": seed % SEEDS, **law}
         key = key_of({**body, "stop": list(stops.sent) if stops.pattern is None else stops.pattern.pattern})
@@ -141,8 +143,9 @@ class Remote:
                 self._count(lost=1, lost_tokens=sum(most), retries=1)
             except Passing as trouble:
                 cost = most if trouble.started else Cost()
+                self._count(lost=int(trouble.started), lost_tokens=sum(cost))
                 pause = self._pause(attempt, trouble)
-                self._count(retries=1, lost=int(trouble.started), lost_tokens=sum(cost))
+                self._count(retries=1)
             except (PermissionError, LookupError, ValueError) as error:
                 cost = Cost()
                 raise type(error)(f"{self.model} at {self.url}: {error}") from error

@@ -95,7 +95,7 @@ def test_a_server_that_stays_broken_is_given_up_with_what_it_said(server, tmp_pa
         lm = po.load(f"openai:{proxy.url}", log=tmp_path / "log", patience=po.remote.Patience(retries=2, pause=0.001))
         with pytest.raises(ConnectionError, match=r"3 attempts failed, the last one so: 500 Internal Server Error: oops \(the run log has what was completed"):
             lm.complete("the", seed=0)
-        assert (lm.ledger.calls, lm.ledger.retries) == (0, 2)
+        assert (lm.ledger.calls, lm.ledger.retries, lm.ledger.lost) == (0, 2, 3)
         lm.close()
     with FaultyProxy(server.server_address[1], faults=("too many requests",), retry_after="86400") as proxy:
         lm = po.load(f"openai:{proxy.url}")

@@ -267,6 +267,7 @@ def test_what_the_server_refuses_is_told_and_not_tried_again(lm):
         (lambda lm: po.load(f"openai:{lm.url}", budget=po.remote.Budget(tokens=-1)), ValueError, "budget: tokens must be at least 0, got -1"),
         (lambda lm: po.load(f"openai:{lm.url}", budget=po.remote.Budget(money=1.0)), ValueError, "money needs prices"),
         (lambda lm: lm.complete("", seed=0), ValueError, "prompt must be a text that is not empty"),
+        (lambda lm: lm.complete("a", seed=None), ValueError, "seed must be a whole number, got None"),
         (lambda lm: lm.complete("a", seed=0, stop=["x", ""]), ValueError, "none of them empty"),
         (lambda lm: lm.complete("a", seed=0, stop=re.compile("x*")), ValueError, "matches nothing at all"),
         (lambda lm: lm.complete("a", seed=0, max_tokens=0), ValueError, "max_tokens must be at least 1"),
