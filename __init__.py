@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posterity.inference import answers, budget, search
+    from posterity.inference import answers, budget, search, uncertainty
     from posterity.inference.budget import Budget, Ledger
     from posterity.inference.checkpoint import Checkpoint
     from posterity.inference.enumeration import check
@@ -138,6 +138,7 @@ __all__ = [
     "tempering",
     "trace",
     "twist",
+    "uncertainty",
 ]
 
 # Names are imported when they are first used (PEP 562): importing JAX takes seconds, and `posterity --help` needs none of it.
@@ -203,6 +204,7 @@ _MODULES = {
     "remote": "models.lm.remote",
     "search": "inference.search",
     "tabular": "models.lm.tabular",
+    "uncertainty": "inference.uncertainty",
 }
 
 
