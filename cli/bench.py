@@ -25,7 +25,7 @@ from posterity.cli.machine import machine
 from posterity.cli.scaling import Scaling, ratios, scaling, write
 from posterity.cli.strategies import SAMPLERS, STRATEGIES, Drawn, Rollouts, Strategy, drawing
 from posterity.cli.trials import Log, Outcome, Place
-from posterity.inference.answers import pass_at_k
+from posterity.inference.answers import Choice, pass_at_k
 from posterity.models.lm.language_model import LanguageModel, Prompt
 from posterity.models.lm.load import load, load_classifier
 from posterity.models.potentials.arithmetic import Alphabet, line_log_potential
@@ -249,7 +249,13 @@ def outcome(strategy: Strategy, problem: Problem, drawn: Drawn, row: int, found:
     if not few.weights.sum() > 0:
         return Outcome(0.0, 0.0, *cost)
     choice = strategy.choose(few)
-    return Outcome(choice.accuracy(right), choice.confidence if math.isfinite(choice.confidence) else 0.0, *cost)
+    return Outcome(choice.accuracy(right), confidence(choice), *cost)
+
+
+def confidence(choice: Choice) -> float:
+    """The share of all score that the answer has, of answers that are not ruled out; 0 where no score is above zero."""
+    share = Choice({answer: score for answer, score in choice.scores.items() if score > -math.inf}).confidence
+    return 0.0 if math.isnan(share) else share
 
 
 def _by_pair(places: Sequence[Place]) -> dict[tuple[int, int], list[Place]]:

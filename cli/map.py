@@ -92,7 +92,7 @@ def draw_map(
     if as_json:
         print(json.dumps(summary, indent=2, allow_nan=False))
     else:
-        views.show(title, *(table(rival, rows, noises, ratios) for rival, ratios in compared.items()), f"The map is {out / 'map.png'}.")
+        views.show(title, *(table(rival, rows, noises, ratios) for rival, ratios in compared.items()), f"S: search surely wins. The map is {out / 'map.png'}.")
 
 
 def trials(
@@ -128,12 +128,12 @@ def last(one: Trials) -> float:
 
 
 def table(rival: str, rows: Sequence[str], noises: Sequence[float], ratios: Sequence[Sequence[BudgetRatio]]) -> Table:
-    """Ratios by difficulty and noise; those surely below 1 say who wins."""
+    """Ratios by difficulty and noise, with an S where search wins and that is sure."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim", title=f"against {rival}", title_justify="left")
-    for name in ("solved \\ noise", *(f"{noise:g}" for noise in noises)):
-        shown.add_column(name, justify="right", no_wrap=True)
+    for name in ("solved, noise", *(f"{noise:g}" for noise in noises)):
+        shown.add_column(name, justify="right")
     for row, cells in zip(rows, ratios, strict=True):
-        shown.add_row(row, *(f"{one.ratio:.2g}" + (" search wins" if one.interval[1] < 1 else "") for one in cells))
+        shown.add_row(row, *(f"{one.ratio:.2g}" + (" S" if one.interval[1] < 1 else "  ") for one in cells))
     return shown
 
 

@@ -116,7 +116,7 @@ def ratio_map(path: Path, title: str, rows: Sequence[str], columns: Sequence[str
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     figure.supxlabel("noise of the reward (standard deviation of its log odds)", fontsize=10)
-    figure.supylabel("difficulty", fontsize=10)
+    figure.supylabel("how often one rollout is right", fontsize=10)
     bar = figure.colorbar(image, ax=grid, shrink=0.9, pad=0.015)
     ticks = np.arange(-math.floor(limit), math.floor(limit) + 1, 2 if limit > 4 else 1)
     bar.set_ticks(ticks, labels=[f"{2.0**tick:g}" if tick >= 0 else f"1/{2**-tick:g}" for tick in ticks.tolist()])

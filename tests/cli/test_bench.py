@@ -2,14 +2,16 @@
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
 
-from posterity.cli.bench import Bench, batched, planned, run
+from posterity.cli.bench import Bench, batched, confidence, planned, run
 from posterity.cli.scaling import law, ratios, scaling, write
 from posterity.cli.strategies import Drawn
 from posterity.cli.trials import Log, Outcome, Place
+from posterity.inference.answers import Choice
 from posterity.models.programs.tasks import Problem, Task
 
 CAPACITY = 3  # tokens: a prompt of one, then one that says right (1) or wrong (2, 3, ..)
@@ -105,6 +107,12 @@ def test_more_problems_seeds_and_budgets_add_to_what_is_there(tmp_path):
     log = Log(tmp_path, {"task": "planted"})
     work = planned(log, ["bon", "pf"], [1, 2, 4], 5, 2)
     assert {(one.sampler, one.n): len(one.pairs) for one in work} == {("rollouts", 4): 10, ("particles", 1): 6, ("particles", 2): 6, ("particles", 4): 10}
+
+
+def test_answers_that_are_ruled_out_take_no_confidence():
+    ruled_out = Choice({"a": 0.6, "b": 0.2, "c": -math.inf})
+    assert confidence(ruled_out) == pytest.approx(0.75)
+    assert confidence(Choice({"a": 0.0, "b": 0.0})) == 0.0
 
 
 def test_the_last_batch_is_filled_up_to_the_shape_of_the_others():
