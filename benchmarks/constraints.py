@@ -157,6 +157,8 @@ def main() -> None:
         for seed in range(options.seeds):
             for name, worker in running.items():
                 runs[name].append(worker.run(options.n, options.tokens, seed))
+            told = ", ".join(f"{name} {mine[-1]['wall']:.1f} s, {mine[-1]['log_evidence']:.2f}" for name, mine in runs.items())
+            print(f"seed {seed}: {told}", flush=True)
         for worker in running.values():
             worker.end()
     rows = []
