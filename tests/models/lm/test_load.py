@@ -13,7 +13,7 @@ from posterity.tests.fixtures.tiny_llama import Shape, random_tensors, write_ggu
 
 @pytest.mark.parametrize("spec", ["abaca", "abacus:", "gguf", "gguf:", "onnx:model", "", "/some/path"])
 def test_an_unknown_name_is_refused_with_the_known_ones(spec):
-    with pytest.raises(ValueError, match=r"no model is called '.*'; known are 'abacus', 'gguf:PATH', 'hf:DIRECTORY', 'hub:OWNER/NAME'"):
+    with pytest.raises(ValueError, match=r"no model is called '.*'; known are 'abacus', 'abacus-prm', 'gguf:PATH', 'hf:DIRECTORY', 'hub:OWNER/NAME'"):
         load(spec)
 
 

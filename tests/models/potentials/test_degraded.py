@@ -1,0 +1,105 @@
+"""Rewards made worse on purpose: by how much, for which text, and that nothing else about them changes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import posterity as po
+from posterity.models.potentials.degraded import normal_of, shifted
+from posterity.models.potentials.reward import Reward, as_reward
+from posterity.models.weights.evaluate_abacus_prm import auroc
+
+SEED = jnp.zeros((), jnp.uint32)
+normal = jax.jit(normal_of)
+
+
+@pytest.fixture(scope="module")
+def normals() -> np.ndarray:
+    """The numbers of all 4,096 texts of 12 tokens of two kinds."""
+    bits = (np.arange(4096)[:, None] >> np.arange(12)) & 1
+    return np.asarray(normal(jnp.asarray(bits, jnp.int32), jnp.full(4096, 12), SEED))
+
+
+def test_the_noise_of_different_texts_is_normal_and_independent(normals):
+    """By the tests of Kolmogorov and Smirnov, and for neighbours (texts that differ in one token) of correlation: a false alarm in 100,000 each."""
+    cdf = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in np.sort(normals)])
+    steps = np.arange(4097) / 4096
+    distance = max(np.abs(cdf - steps[1:]).max(), np.abs(cdf - steps[:-1]).max())
+    assert distance < math.sqrt(-math.log(0.5e-5) / 2 / 4096)
+    for bit in range(12):
+        half = (np.arange(4096) >> bit) & 1 == 0
+        pairs = normals[half], normals[np.arange(4096)[half] ^ (1 << bit)]
+        assert abs(np.corrcoef(*pairs)[0, 1]) < 4.9 / math.sqrt(2048)  # twelve looks
+
+
+def test_another_seed_is_another_noise_and_the_same_seed_the_same(normals):
+    bits = jnp.asarray((np.arange(4096)[:, None] >> np.arange(12)) & 1, jnp.int32)
+    others = np.asarray(normal(bits, jnp.full(4096, 12), jnp.asarray(1, jnp.uint32)))
+    assert abs(np.corrcoef(normals, others)[0, 1]) < 4.4 / math.sqrt(4096)
+    np.testing.assert_array_equal(normals, np.asarray(normal(bits, jnp.full(4096, 12), SEED)))
+
+
+def test_the_noise_belongs_to_the_text_and_not_to_the_room_around_it():
+    texts = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6], [3, 1, 4, 1, 5, 0, 0, 0], [3, 1, 4, 1, 5, 0, 0, 0], [3, 1, 4, 1, 5, 0, 0, 0], [5, 1, 4, 1, 3, 0, 0, 0]])
+    one, other, shorter, longer, turned = np.asarray(normal(texts, jnp.array([5, 5, 4, 6, 5]), SEED))
+    assert one == other
+    assert len({one, shorter, longer, turned}) == 4
+    assert normal(jnp.array([[3, 1, 4, 1, 5]]), jnp.array([5]), SEED)[0] == pytest.approx(one, abs=1e-6)  # another shape may be rounded otherwise
+
+
+def test_a_shift_is_one_of_logits():
+    scores = jnp.array([0.1, 0.5, 0.9])
+    moved = jax.jit(shifted)(scores, jnp.array([2.0, -1.0, 0.5]))
+    np.testing.assert_allclose(np.log(moved / (1 - moved)), np.log(scores / (1 - scores)) + np.array([2.0, -1.0, 0.5]), atol=1e-5)
+    certain = jnp.array([0.0, 1.0])
+    np.testing.assert_array_equal(jax.jit(shifted)(certain, jnp.array([7.0, -7.0])), certain)
+
+
+def test_no_shift_changes_no_bit():
+    scores = jnp.linspace(0.0, 1.0, 1001) ** 2
+    np.testing.assert_array_equal(jax.jit(shifted)(scores, jnp.zeros(1001)), scores)
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 2.0, 4.0])
+def test_noise_lowers_the_auroc_by_as_much_as_theory_says(normals, noise):
+    """Right texts at logit 1 and wrong ones at -1: Phi(sqrt(2) / noise), within 4.4 of the largest standard errors (a false alarm in 100,000)."""
+    right = np.arange(4096) % 2 == 0
+    scores = np.asarray(jax.jit(shifted)(jax.nn.sigmoid(jnp.where(right, 1.0, -1.0)), jnp.asarray(noise * normals)))
+    expected = 0.5 * math.erfc(-1.0 / noise)
+    assert abs(auroc(scores, right) - expected) < 4.4 * 0.5 / math.sqrt(2048)
+
+
+def length_reward():
+    """As sure of a text as its last token's id says."""
+    return as_reward(lambda text: (1.0 + text.last) / 20.0)
+
+
+def test_a_degraded_reward_is_a_reward_and_with_no_noise_and_no_bias_the_same():
+    assert isinstance(po.degraded(length_reward()), Reward)
+    lm, key = po.load("abacus"), jax.random.key(0)
+    plain, same, worse = (po.smc(key, po.reason(lm, "7*8=", reward=reward, max_steps=3, max_step_tokens=8), n=8) for reward in rewards())
+    np.testing.assert_array_equal(plain.log_weights, same.log_weights)
+    np.testing.assert_array_equal(plain.values.scores, same.values.scores)
+    assert not np.allclose(plain.values.scores, worse.values.scores)
+
+
+def rewards():
+    return length_reward(), po.degraded(length_reward()), po.degraded(length_reward(), noise=1.0, length_bias=0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: po.degraded(length_reward(), noise=-1.0), ValueError, "noise must be a finite number of nats, at least 0, got -1.0"),
+        (lambda: po.degraded(length_reward(), noise=math.inf), ValueError, "noise must be"),
+        (lambda: po.degraded(length_reward(), length_bias=math.nan), ValueError, "length_bias must be"),
+        (lambda: po.degraded(length_reward(), seed=-1), ValueError, "seed must lie in"),
+        (lambda: po.degraded(3), TypeError, "reward must be"),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
