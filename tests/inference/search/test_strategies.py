@@ -142,6 +142,24 @@ def test_a_run_stops_when_its_time_is_over():
     assert int(found.ledger.generated) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["beam", "particle_filter"])
+def test_with_time_enough_a_run_is_what_it_would_be_without_a_clock(name):
+    strategy, options = getattr(po.search, name), STRATEGIES[name]
+    timed = strategy(jax.random.key(0), PROGRAM, n=4, budget=po.Budget(seconds=1e6), **options)
+    free = strategy(jax.random.key(0), PROGRAM, n=4, **options)
+    np.testing.assert_array_equal(timed.values.text.tokens, free.values.text.tokens)
+    np.testing.assert_allclose(timed.log_weights, free.log_weights, atol=1e-5)
+    assert not bool(timed.ledger.cut)
+
+
+def test_ledgers_add_up():
+    one = po.Ledger(*(jnp.array(i) for i in (2, 5, 1, 3, 4)), jnp.array(False), 1.0, 0.5)
+    two = one + po.Ledger(*(jnp.array(i) for i in (2, 6, 0, 1, 1)), jnp.array(True), 2.0, 0.25)
+    assert [int(x) for x in (two.prompt, two.generated, two.reused, two.calls, two.rewards, two.tokens)] == [4, 11, 1, 4, 5, 15]
+    assert (bool(two.cut), two.wall, two.device) == (True, 3.0, 0.75)
+
+
 def test_selections_are_no_posteriors():
     found = po.search.best_of_n(jax.random.key(0), PROGRAM, n=16)
     assert not isinstance(found, po.Posterior)
