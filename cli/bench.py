@@ -156,7 +156,11 @@ def load_reward(name: str, lm: LanguageModel) -> Reward:
     if name == "checker":
         alphabet = Alphabet.of(lm.tokenizer)
         return TextReward(jax.tree_util.Partial(lambda text: jnp.exp(line_log_potential(text.tokens, text.length, alphabet))))
-    return as_reward(load_classifier(name) if ":" in name else load(name))
+    loaded: Any = load_classifier(name) if ":" in name else load(name)
+    try:
+        return as_reward(loaded)
+    except TypeError as error:
+        raise ValueError(f"{name} is a language model, no reward") from error
 
 
 def show(title: str, found: Mapping[str, Scaling], out: Path) -> None:

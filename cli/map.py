@@ -34,10 +34,10 @@ def best(result: Any, n: int) -> Array:
 
 def voted(result: Any, n: int, weights: Array | None = None) -> Array:
     """Whether the answer with the most weight (by default, of scores) among the first n is right; ties share."""
-    weights = (result.scores if weights is None else weights)[:n]
+    votes = (result.scores if weights is None else weights)[:n]
     answer = jnp.sum(result.values.lines[:n] * LINES ** jnp.arange(STEPS), axis=-1)  # the right one is 0
     same = answer[:, None] == answer
-    score = same @ weights
+    score = same @ votes
     top = (score >= jnp.max(score) * (1 - 1e-6)) & (jnp.argmax(same, axis=1) == jnp.arange(n))  # each answer once
     return jnp.sum(top & (answer == 0)) / jnp.sum(top)
 
@@ -105,7 +105,7 @@ def trials(
     which = np.array(list(itertools.product(range(len(cells)), range(problems), range(seeds))))
     columns = [drawn(sampler, choose, n, tuple(at) if independent else (n,), cells, which, telescoped) for n in ([max(at)] if independent else at)]
     right = np.concatenate(columns, axis=1).reshape(len(solved), len(noises), problems, seeds, len(at))
-    return [[Trials.of(at, right[i, j]) for j in range(len(noises))] for i in range(len(solved))]
+    return [[Trials.of(np.array(at), right[i, j]) for j in range(len(noises))] for i in range(len(solved))]
 
 
 def drawn(sampler: Callable, choose: Callable, n: int, counts: tuple[int, ...], cells: np.ndarray, which: np.ndarray, telescoped: bool) -> np.ndarray:

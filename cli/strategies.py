@@ -12,7 +12,6 @@ from jax import Array
 from posterity.inference import answers, search
 from posterity.inference.answers import Choice
 from posterity.models.lm.language_model import Prompt
-from posterity.models.programs.reason import Reasoning
 
 
 class Rollouts(NamedTuple):
@@ -28,7 +27,7 @@ class Rollouts(NamedTuple):
 
     def first(self, n: int) -> "Rollouts":
         """The first n of independent rollouts: what drawing n gives."""
-        return Rollouts(*(part[:n] for part in self))
+        return self._replace(**{name: part[:n] for name, part in self._asdict().items()})
 
 
 class Sampler(NamedTuple):
@@ -115,18 +114,18 @@ STRATEGIES = {
 
 
 class Drawn(NamedTuple):
-    """What was drawn for some problems at once, as arrays of the host with leading axis problems."""
+    """What was drawn for some problems at once, as arrays of the host (while it is compiled, of JAX) with leading axis problems."""
 
-    tokens: np.ndarray  # [problems, n, capacity], prompt first
-    length: np.ndarray  # [problems, n]
-    prompt_length: np.ndarray  # [problems, n]
-    weights: np.ndarray  # [problems, n]
-    rewards: np.ndarray  # [problems, n]
-    log_probs: np.ndarray  # [problems, n]
-    scored: np.ndarray  # [problems, n]
-    generated: np.ndarray  # [problems] tokens of all texts that there ever were, also of those not kept
-    calls: np.ndarray  # [problems]
-    reward_calls: np.ndarray  # [problems]
+    tokens: Any  # [problems, n, capacity], prompt first
+    length: Any  # [problems, n]
+    prompt_length: Any  # [problems, n]
+    weights: Any  # [problems, n]
+    rewards: Any  # [problems, n]
+    log_probs: Any  # [problems, n]
+    scored: Any  # [problems, n]
+    generated: Any  # [problems] tokens of all texts that there ever were, also of those not kept
+    calls: Any  # [problems]
+    reward_calls: Any  # [problems]
 
     def rollouts(self, place: int, decode: Callable[[bytes], str]) -> Rollouts:
         """Those of one problem; `decode` reads the answer of a text's tokens, int32 bytes."""
@@ -147,9 +146,9 @@ def drawing(sampler: Sampler, n: int, program_of: Callable[..., Any]) -> Callabl
     return lambda keys, prompts, numbers, *arguments: Drawn(*jax.device_get(run(keys, prompts, numbers, arguments)))
 
 
-def _kept(result: search.Inferred | search.Selection) -> Drawn:
-    """What the host needs of weighted texts; the memory of the model is left behind."""
-    value: Reasoning = result.values
+def _kept(result: Any) -> Drawn:
+    """What the host needs of weighted texts (an `Inferred` or a `Selection` of `Reasoning`s); the memory of the model is left behind."""
+    value = result.values
     text, ledger, weights = value.text, result.ledger, jnp.exp(result.log_weights)
     own = text.tokens, text.length, text.prompt_length, weights, value.reward, value.log_probability, value.steps
     return Drawn(*own, ledger.generated, ledger.calls, ledger.rewards)

@@ -70,7 +70,7 @@ class Log:
 
     def trials(self, strategy: str, budgets: list[int], problems: int, seeds: int) -> Trials:
         """How right a strategy was."""
-        return Trials.of(budgets, self.column(strategy, budgets, problems, seeds, "right"))
+        return Trials.of(np.array(budgets), self.column(strategy, budgets, problems, seeds, "right"))
 
 
 def _agree(path: Path, settings: dict[str, Any]) -> None:

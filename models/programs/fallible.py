@@ -61,7 +61,7 @@ def fallible(solved, noise, problem, telescoped):
     probs = jnp.where(jnp.arange(LINES) == 0, right, (1 - right) / (LINES - 1))
 
     def step(solution, _):
-        line = sample("line", dist.Categorical(probs))
+        line = sample("line", dist.CategoricalProbs(probs))
         lines, steps = solution.lines.at[solution.steps].set(line), solution.steps + 1
         mistaken = noise * normal_of(lines, steps, problem)
         log_odds = jnp.where(jnp.all(lines == 0), MARGIN, -MARGIN) + mistaken

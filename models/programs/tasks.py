@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
@@ -83,6 +84,16 @@ def last_line(text: str) -> str:
     return text.rstrip("\n").rpartition("\n")[2]
 
 
+def short_answer(text: str) -> str:
+    """The answer of a text that says it in a sentence: its last number, or without any its first word.
+
+    >>> short_answer("Yes, it does."), short_answer("The GCD of 12 and 1,008 is 12.")
+    ('Yes', '12')
+    """
+    numbers = re.findall(r"-?\d(?:[\d,]*\d)?(?:\.\d+)?", text)
+    return numbers[-1].replace(",", "") if numbers else next(iter(re.findall(r"[\w'-]+", text)), "")
+
+
 def _abacus(name: str, level: int, count: int, seed: int) -> Task:
     rng, prompts = Random(f"{name}/{seed}"), {}
     for _ in range(PATIENCE * count):
@@ -108,7 +119,7 @@ def _reasoning_gym(name: str, which: str, count: int, seed: int) -> Task:
     except ValueError as error:
         raise ValueError(f"task: {name} cannot be made: {error}") from error
     problems = tuple(Problem(entry["question"], _Verified(dataset, entry)) for entry in dataset)
-    return Task(name, problems, chat=True, extract=str.strip, steps=1, step_tokens=SHORT)
+    return Task(name, problems, chat=True, extract=short_answer, steps=1, step_tokens=SHORT)
 
 
 @struct.dataclass

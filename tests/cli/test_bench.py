@@ -170,6 +170,7 @@ def test_the_command_runs_on_a_small_model(posterity, random_model, tmp_path):
         (("--task", "abacus:hard", "--noise", "-1"), "'-1' is below 0"),
         (("--task", "abacus:hard", "--length-bias", "nan"), "'nan' is not a number"),
         (("--task", "abacus:hard", "--reward", "luck"), "luck"),
+        (("--task", "abacus:hard", "--reward", "abacus"), "abacus is a language model, no reward"),
     ],
 )
 def test_bad_options_are_named(posterity, tmp_path, options, said):

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from posterity.models.programs import arithmetic
-from posterity.models.programs.tasks import DIFFICULTIES, task
+from posterity.models.programs.tasks import DIFFICULTIES, short_answer, task
 
 
 @pytest.mark.parametrize("name", DIFFICULTIES)
@@ -52,6 +52,22 @@ def test_bad_names_and_counts_are_told_what_there_is(name, count, said, monkeypa
     monkeypatch.setattr("posterity.models.programs.tasks.PATIENCE", 20)
     with pytest.raises(ValueError, match=said):
         task(name, count=count)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("No.", "No"),
+        ("  Yes, because 'all' are", "Yes"),
+        ("it is -4.5", "-4.5"),
+        ("1. The letter appears 3 times.", "3"),
+        ("1,000", "1000"),
+        ("", ""),
+        ("?!", ""),
+    ],
+)
+def test_answers_are_read_out_of_sentences(text, answer):
+    assert short_answer(text) == answer
 
 
 @pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is not None, reason="reasoning-gym is installed")
