@@ -7,6 +7,7 @@ Pure functions over any set of samples, weighted or not, drawn here or elsewhere
 0.5623
 """
 
+from posterity.inference.uncertainty.arviz import to_arviz
 from posterity.inference.uncertainty.calibration import (
     Brier,
     Isotonic,
@@ -21,6 +22,7 @@ from posterity.inference.uncertainty.calibration import (
     temperature_of_laws,
 )
 from posterity.inference.uncertainty.conformal import AnswerSet, Conformal, Coverage, batch_rank, conformal, conformal_quantile, rank_law
+from posterity.inference.uncertainty.diagnostics import ess_bulk, ess_tail, nested_rhat, pareto_k, rank_rhat
 from posterity.inference.uncertainty.entropy import Entropy, SemanticEntropy, answer_entropy, discrete_semantic_entropy, predictive_entropy, semantic_entropy
 from posterity.inference.uncertainty.selective import Detection, RiskCoverage, error_detection, risk_coverage
 from posterity.inference.uncertainty.sequences import Decision, Intervals, betting_sequence, confidence_sequence, decide, log_mixture
@@ -54,19 +56,25 @@ __all__ = [
     "discrete_semantic_entropy",
     "eigenvalue_uncertainty",
     "error_detection",
+    "ess_bulk",
+    "ess_tail",
     "isotonic",
     "kernel_entropy",
     "log_mixture",
+    "nested_rhat",
     "p_true",
+    "pareto_k",
     "platt",
     "predictive_entropy",
     "rank_law",
+    "rank_rhat",
     "reliability",
     "risk_coverage",
     "self_certainty",
     "semantic_entropy",
     "temperature",
     "temperature_of_laws",
+    "to_arviz",
     "token_entropy",
     "von_neumann_entropy",
 ]

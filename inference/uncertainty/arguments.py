@@ -4,7 +4,6 @@ from collections.abc import Sequence, Sized
 
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
-from scipy.special import logsumexp
 
 
 def shares(name: str, given: Sized, log_weights: Float[ArrayLike, " n"] | None) -> Float[np.ndarray, " n"]:
@@ -19,7 +18,7 @@ def shares(name: str, given: Sized, log_weights: Float[ArrayLike, " n"] | None) 
         raise ValueError(f"{name}: log_weights must be below inf (nats; -inf is no weight), got {array[np.isnan(array) | (array == np.inf)][0]}")
     if (array == -np.inf).all():
         raise ValueError(f"{name}: all log_weights are -inf: the evidence is zero, so there is no posterior to measure")
-    return np.exp(array - logsumexp(array))
+    return np.exp(array - np.logaddexp.reduce(array))
 
 
 def vector(name: str, argument: str, given: ArrayLike, n: int | None = None) -> Float[np.ndarray, " n"]:

@@ -228,7 +228,7 @@ def _temperature(name: str, laws: Float[np.ndarray, "n k"], truth: Int[np.ndarra
     high = 1.0
     while slope(high) < 0:
         high *= 2
-    return Temperature(1 / float(brentq(slope, 0.0, high, xtol=1e-14)))
+    return Temperature(1 / float(brentq(slope, 0.0, high, xtol=1e-14)))  # pyright: ignore[reportArgumentType] - a number: no report is asked for
 
 
 def _tied(sure: np.ndarray, good: np.ndarray) -> np.ndarray:

@@ -103,7 +103,7 @@ def conformal(questions: Sequence[Probabilities], truths: Sequence[Hashable], *,
     if score not in SCORES:
         raise ValueError(f"conformal: score must be one of {', '.join(SCORES)}, got {score!r}")
     laws = [_law("conformal", question) for question in questions]
-    threshold = conformal_quantile([SCORES[score](law, truth) for law, truth in zip(laws, truths, strict=True)], level)
+    threshold = conformal_quantile(np.array([SCORES[score](law, truth) for law, truth in zip(laws, truths, strict=True)]), level)
     return Conformal(threshold, level, len(laws), score)
 
 

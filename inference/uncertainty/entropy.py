@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
-from scipy.special import logsumexp
 
 from posterity.inference.queries import Estimate, Weighted
 from posterity.inference.uncertainty.arguments import same_lengths, shares, vector
@@ -156,7 +155,7 @@ def semantic_entropy(
         raise ValueError(f"{name}: every text has probability zero")
     log_p = np.array([log_prob for _, log_prob in alive])
     which, names = _numbered([meaning for meaning, _ in alive])
-    total = logsumexp(log_p)
+    total = np.logaddexp.reduce(log_p)
     p = np.bincount(which, weights=np.exp(log_p - total))
     value = float(-(p * np.log(np.where(p > 0, p, 1.0))).sum())
     return SemanticEntropy(value + 0.0, _by_probability(names, p), float(np.exp(total)) if lengths is None else math.nan)

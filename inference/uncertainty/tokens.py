@@ -2,7 +2,7 @@
 
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 
 
 def token_entropy(
@@ -62,9 +62,10 @@ def p_true(log_true: Float[ArrayLike, "*batch spellings"], log_false: Float[Arra
     >>> round(float(p_true(np.log([0.3, 0.15]), np.log([0.05]))), 6)
     0.9
     """
-    yes, no = (logsumexp(np.atleast_1d(np.asarray(x, float)), axis=-1) for x in (log_true, log_false))
-    if np.isnan(yes).any() or np.isnan(no).any():
+    given = [np.atleast_1d(np.asarray(x, float)) for x in (log_true, log_false)]
+    if any(np.isnan(x).any() for x in given):
         raise ValueError("p_true: log_true and log_false must be log probabilities, got NaN")
+    yes, no = (np.logaddexp.reduce(x, axis=-1) for x in given)
     if (np.isneginf(yes) & np.isneginf(no)).any():
         raise ValueError("p_true: the model gives neither the true nor the false spellings any probability; other spellings are needed")
     return expit(yes - no)
