@@ -146,7 +146,7 @@ def main() -> None:
     options = arguments.parse_args()
     known = versions(options.peers)
     there = [name for name in [*OURS, *(PEERS if "genlm-control" in known else ())] if options.only is None or name in options.only]
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, genlm-control {known.get('genlm-control', 'is not there')}")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, genlm-control {known.get('genlm-control', 'is not there')}; {options.pattern}")
     with tempfile.TemporaryDirectory() as directory:
         exported(options.model, directory)
         command = lambda name: [sys.executable if name in OURS else options.peers, str(HERE / "constraints.py"), "--worker", name, directory]  # noqa: E731
@@ -172,7 +172,7 @@ def main() -> None:
         share = f"{statistics.fmean(weighed):.1%}" if weighed else "-"
         rows.append(["", {**OURS, **PEERS}[name], *cells, share, f"{statistics.median(run['others'] for run in mine):.2f}"])
     columns = ["", "system", "seconds", "mean log evidence", "its deviation", "log of mean evidence", "of zero", "valid", "others' cores"]
-    table(f"{options.n} particles, at most {options.tokens} tokens, {options.seeds} seeds: {options.pattern}", columns, rows)
+    table(f"{options.n} particles, at most {options.tokens} tokens, {options.seeds} seeds", columns, rows)
 
 
 if __name__ == "__main__":
