@@ -7,7 +7,6 @@ many each rule needs, with 95% intervals from resampled problems.
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -36,7 +35,7 @@ def log_probs(decoder: Decoder, prompts: list[str], solutions: list[list[int]]) 
         return jnp.sum(jnp.where(own[:, 1:], each, 0.0), axis=-1)
 
     graph, weights = nnx.split(decoder)
-    score, found = partial(score, weights), [(0.0, 0)] * len(prompts)
+    found = [(0.0, 0)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(solutions[i]))
     for first in range(0, len(order), ROWS):
         rows = order[first : first + ROWS]
@@ -46,7 +45,7 @@ def log_probs(decoder: Decoder, prompts: list[str], solutions: list[list[int]]) 
             start, stop = len(prompts[i]), len(prompts[i]) + len(solutions[i])
             tokens[row, :stop] = [*(CHARACTERS.index(c) for c in prompts[i]), *solutions[i]]
             own[row, start:stop] = True
-        for i, value in zip(rows, np.asarray(score(tokens, own)).tolist(), strict=False):
+        for i, value in zip(rows, np.asarray(score(weights, tokens, own)).tolist(), strict=False):
             found[i] = (value, len(solutions[i]))
     return found
 
@@ -54,12 +53,12 @@ def log_probs(decoder: Decoder, prompts: list[str], solutions: list[list[int]]) 
 def choices(texts: list[tuple[str, str, float, int]]) -> dict[str, answers.Choice]:
     """What every rule makes of texts: answer, path, joint log probability, tokens."""
     given, paths, joint, tokens = zip(*texts, strict=True)
-    mean = np.array(joint) / np.array(tokens)
+    joint = np.array(joint)
     return {
         "votes": answers.majority(given),
         "perplexity consistency": answers.rpc(given, paths, joint, prune=False),
         "RPC": answers.rpc(given, paths, joint),
-        "RPC, mean log probability": answers.rpc(given, paths, mean),
+        "RPC, mean log probability": answers.rpc(given, paths, joint / np.array(tokens)),
     }
 
 

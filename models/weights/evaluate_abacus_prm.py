@@ -115,7 +115,7 @@ def steps_of(decoder, abacus, *, level: int, count: int, seed: int) -> Steps:
 def measured(steps: Steps) -> Level:
     """The figures of one level."""
     ends, hard = steps.where(steps.last), steps.where(steps.before)
-    means = tuple(float(np.mean(ends.scores[ends.right == right])) if (ends.right == right).any() else float("nan") for right in (True, False))
+    of_right, of_wrong = (float(np.mean(ends.scores[ends.right == right])) if (ends.right == right).any() else float("nan") for right in (True, False))
     return Level(
         solved=float(np.mean(ends.right)),
         steps=auroc(steps.scores, steps.right),
@@ -124,7 +124,7 @@ def measured(steps: Steps) -> Level:
         texts=auroc(ends.scores, ends.right),
         rivals=auroc_of_rivals(ends),
         rivals_interval=interval(ends, auroc_of_rivals),
-        means=means,
+        means=(of_right, of_wrong),
     )
 
 
@@ -159,9 +159,9 @@ def auroc_of_rivals(ends: Steps) -> float | None:
 def interval(steps: Steps, figure: Callable[[Steps], float | None], draws: int = 200) -> tuple[float, float]:
     """95% of a figure over resamples of the problems: what belongs to one problem goes together."""
     rng, n = np.random.default_rng(0), int(steps.problem.max()) + 1
-    first, found = np.searchsorted(steps.problem, np.arange(n + 1)), []
+    first, found = np.searchsorted(steps.problem, np.arange(n + 1)).tolist(), []
     for _ in range(draws):
-        rows = [np.arange(first[i], first[i + 1]) for i in rng.integers(n, size=n)]
+        rows = [np.arange(first[i], first[i + 1]) for i in rng.integers(n, size=n).tolist()]
         again = steps.where(np.concatenate(rows))._replace(problem=np.repeat(np.arange(n), [len(own) for own in rows]))
         found.append(figure(again))
     known = [x for x in found if x is not None]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +139,7 @@ def train(decoder: Decoder, rollouts: Rollouts, surprise: np.ndarray, epochs: in
     plan = list(batches(rollouts.lengths, epochs, seed))
     run = f"{seed} {epochs} {len(rollouts.lengths)} {len(plan)}"
     kept = _restored(work / "state.npz", run, (start, optimizer.init(start)))
+    record: dict[str, Any]
     (parameters, state), record = kept or ((start, optimizer.init(start)), {"steps": 0, "tokens": 0, "minutes": 0.0, "curve": []})
     began, saved, losses = time.perf_counter() - 60 * record["minutes"], time.perf_counter(), []
     for step in range(record["steps"], len(plan)):
@@ -172,9 +173,9 @@ def update_of(graph, optimizer: optax.GradientTransformation, others):
 
 def loss_of(learner: Learner, tokens: Array, right: Array, counts: Array, surprise: Array) -> Array:
     """Mean cross-entropy of the labels, nats, and a part of the mean squared error of the second task."""
-    hidden = learner.decoder.norm(learner.decoder(tokens)[0])
-    losses = optax.sigmoid_binary_cross_entropy(learner.decoder.head(hidden)[..., 0], right)
-    losses += AUXILIARY * jnp.sum((learner.surprise(hidden) - surprise) ** 2, axis=-1)
+    hidden, _ = learner.decoder(tokens)
+    losses = optax.sigmoid_binary_cross_entropy(learner.decoder.logits(hidden)[..., 0], right)
+    losses += AUXILIARY * jnp.sum((learner.surprise(learner.decoder.norm(hidden)) - surprise) ** 2, axis=-1)
     return jnp.sum(losses * counts) / jnp.sum(counts)
 
 
@@ -198,7 +199,7 @@ def save(decoder: Decoder, record: dict, out: Path) -> None:
 
 
 def _keep(path: Path, run: str, tree, record: dict) -> None:
-    leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    leaves: dict[str, Any] = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
     half = path.with_suffix(".half.npz")
     np.savez(half, run=run, record=json.dumps(record), **leaves)
     os.replace(half, path)

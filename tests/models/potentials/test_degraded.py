@@ -1,5 +1,6 @@
 """Rewards made worse on purpose: by how much, for which text, and that nothing else about them changes."""
 
+import dataclasses
 import math
 
 import jax
@@ -78,16 +79,37 @@ def length_reward():
 
 
 def test_a_degraded_reward_is_a_reward_and_with_no_noise_and_no_bias_the_same():
-    assert isinstance(po.degraded(length_reward()), Reward)
+    text = po.load("abacus").start("7*8=")  # padded to 16 tokens
+    rows = jnp.asarray(np.random.default_rng(0).integers(0, 17, (6, 16)), jnp.int32)
+    texts = jax.tree.map(lambda x: jnp.broadcast_to(x, (6, *x.shape)), text)
+    texts = dataclasses.replace(texts, tokens=rows, length=texts.prompt_length + jnp.array([1, 2, 3, 4, 5, 6]))
+    prompt, everyone = po.load("abacus").prompt("7*8="), jnp.ones(6, bool)
+
+    def scores(reward, texts):
+        state = reward.begin(prompt, 6, 8)
+        return np.asarray(jax.jit(lambda reward, state, texts: reward.score(reward.select(state, jnp.arange(6)), texts, everyone)[0])(reward, state, texts))
+
+    plain, same, noisy, biased = (scores(reward, texts) for reward in rewards())
+    assert isinstance(rewards()[1], Reward)
+    np.testing.assert_array_equal(plain, same)
+    logits = [np.log(x / (1 - x)) for x in (plain, noisy, biased)]
+    np.testing.assert_allclose(logits[1] - logits[0], normal(rows, texts.length, SEED), atol=1e-4)
+    np.testing.assert_allclose(logits[2] - logits[0], 0.5 * np.arange(1, 7), atol=1e-4)
+    order = jnp.array([3, 1, 0, 5, 4, 2])
+    np.testing.assert_allclose(scores(rewards()[2], jax.tree.map(lambda x: x[order], texts)), noisy[order], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_degraded_reward_weighs_steps_of_reasoning():
     lm, key = po.load("abacus"), jax.random.key(0)
-    plain, same, worse = (po.smc(key, po.reason(lm, "7*8=", reward=reward, max_steps=3, max_step_tokens=8), n=8) for reward in rewards())
-    np.testing.assert_array_equal(plain.log_weights, same.log_weights)
-    np.testing.assert_array_equal(plain.values.scores, same.values.scores)
+    plain, worse = (po.smc(key, po.reason(lm, "7*8=", reward=reward, max_steps=3, max_step_tokens=8), n=8) for reward in rewards()[::2])
     assert not np.allclose(plain.values.scores, worse.values.scores)
+    assert np.isfinite(worse.log_evidence)
 
 
 def rewards():
-    return length_reward(), po.degraded(length_reward()), po.degraded(length_reward(), noise=1.0, length_bias=0.5)
+    one = length_reward()
+    return one, po.degraded(one), po.degraded(one, noise=1.0), po.degraded(one, length_bias=0.5)
 
 
 @pytest.mark.parametrize(
