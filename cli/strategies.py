@@ -150,7 +150,7 @@ def drawing(sampler: Sampler, n: int, program_of: Callable[..., Any]) -> Callabl
     side_by_side = max(1, SIDE_BY_SIDE // n)
 
     def all_of(keys: Array, prompts: Prompt, numbers: Array, arguments: tuple) -> Drawn:
-        return jax.lax.map(lambda x: one(*x, arguments), (keys, prompts, numbers), batch_size=side_by_side if side_by_side > 1 else None)
+        return jax.lax.map(lambda x: one(x[0], x[1], x[2], arguments), (keys, prompts, numbers), batch_size=side_by_side if side_by_side > 1 else None)
 
     run = jax.jit(all_of)
     return lambda keys, prompts, numbers, *arguments: Drawn(*jax.device_get(run(keys, prompts, numbers, arguments)))
