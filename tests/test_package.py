@@ -76,7 +76,12 @@ def test_import_changes_no_jax_setting(effects_of_import):
     assert effects_of_import["changed settings"] == []
 
 
-@pytest.mark.parametrize("name", MODULES)
+def _examples(name: str):
+    """Those of models and inferences compile programs, which takes seconds each."""
+    return pytest.param(name, marks=pytest.mark.slow) if name.startswith(("posterity.models.", "posterity.inference.")) else name
+
+
+@pytest.mark.parametrize("name", [_examples(name) for name in MODULES])
 def test_examples_in_docstrings_hold(name):
     assert doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).failed == 0
 

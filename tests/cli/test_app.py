@@ -30,7 +30,7 @@ BAD = [
     (["generate", "x", "--min-p", "some"], ["--min-p", "'some'", "from 0 to 1"]),
     (["solve", EXPRESSION, "--potential", "words"], ["--potential", "'words'", "'lines', 'none'"]),
     (["solve", EXPRESSION, "--method", "beam"], ["--method", "'beam'", "'smc', 'importance'"]),
-    (["solve", EXPRESSION, "--model", "abakus"], ["--model", "'abakus'", "'abacus', 'gguf:PATH', 'hf:DIRECTORY'"]),
+    (["solve", EXPRESSION, "--model", "abakus"], ["--model", "'abakus'", "'abacus'", "'gguf:PATH', 'hf:DIRECTORY'"]),
     (["solve", EXPRESSION, "--model", "gguf:no/such.gguf"], ["--model", "no/such.gguf", "no such file"]),
     (["solve", EXPRESSION, "--model", "hf:no/such"], ["--model", "no/such"]),
     (["solve", EXPRESSION, "--modle", "abacus"], ["--modle", "--model"]),

@@ -145,6 +145,7 @@ def test_files_hold_what_was_found(finished, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_command_runs_on_a_small_model(posterity, random_model, tmp_path):
     options = ("--strategies", "pf,pf-best", "--budgets", "2", "--problems", 2, "--seeds", 1, "--reward", "checker", "--rule", "product")
     command = ("bench", "--task", "abacus:1", "--model", random_model, "--potential", "identity", *options, "--out", tmp_path)

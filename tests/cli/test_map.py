@@ -32,6 +32,7 @@ def test_ties_share():
     assert float(maps.voted(one, 4)) == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_a_small_map_is_drawn(posterity, tmp_path):
     result = posterity("map", "--out", tmp_path, "--solved", "0.2", "--noises", "0,2", "--budgets", "4", "--problems", 12, "--json")
     assert (result.code, result.err) == (0, "")

@@ -167,6 +167,7 @@ def test_agents_that_reason_by_sampling_are_one_program(laws):
     measured(laws, alice(), {0: 0.55**2, 1: 0.45**2})
 
 
+@pytest.mark.slow
 @given(program=finite.programs())
 @settings(FEW, max_examples=3)
 def test_merged_branches_are_the_tree_walked_path_by_path(program):

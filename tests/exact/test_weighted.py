@@ -32,6 +32,7 @@ def test_the_posterior_of_a_weighted_set_with_a_critic(laws):
     laws.holds("weighted set with a critic", po.check.same_meaning(program, {"0": 3 / 6, "00": 4 / 6, "1": 3 / 6}))
 
 
+@pytest.mark.slow
 def test_the_posterior_of_a_weighted_grammar_is_a_plain_sum(laws):
     lm = letters()
     free = po.exact(po.constrained(lm, "", po.potentials.over(po.potentials.regex("abb?"), lm.tokenizer), max_tokens=3))

@@ -27,6 +27,7 @@ def test_one_run_tells_by_how_much_the_evidence_varies_over_runs(resampling):
     assert np.mean(errors**2) > 0.75 * spread  # what is shown does not flatter, whatever the scheme
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_know_its_error_does_not_claim_to():
     alone = po.smc(jax.random.key(0), references.walk(YS), n=1)
     assert jnp.isinf(alone.log_evidence_error)

@@ -76,6 +76,7 @@ def test_a_static_program_has_one_posterior():
     assert posterior.log_evidence == pytest.approx(float(seen.log_prob(y)), abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_program_with_until_has_one_posterior():
     # Choices after the end keep their law (a flat density there would let NUTS wander off), observations there do not count.
     ys = jnp.array([0.9, 1.4, -3.0])

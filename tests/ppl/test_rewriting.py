@@ -165,6 +165,7 @@ def say(lm, prompt):
     return po.scan(lambda text, _: text.push(po.sample("token", text.next())), lm.start(prompt), length=8)
 
 
+@pytest.mark.slow
 def test_an_adapted_language_model_wastes_no_particle(lm):
     """The model wants to write a product here, with near certainty; no particle that draws from it survives."""
     program = without(lm, "47+6*(12-8)=", "*")

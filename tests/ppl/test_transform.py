@@ -141,6 +141,7 @@ def test_a_tempered_program_has_run_before_its_first_step():
     assert len(jax.tree.leaves(program)) == len(jax.tree.leaves(climb(9))) + 1
 
 
+@pytest.mark.slow
 def test_looking_ahead_estimates_the_evidence_of_what_is_rare_without_bias_and_with_less_spread():
     @po.program
     def lock():

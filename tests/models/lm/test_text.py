@@ -167,6 +167,7 @@ def test_a_text_reads_as_what_was_generated():
     assert set(posterior.answers()) <= {"".join(s) for n in range(STEPS + 1) for s in itertools.product("abcd", repeat=n)}
 
 
+@pytest.mark.slow
 def test_a_program_with_a_text_is_a_numpyro_model():
     with handlers.trace() as sites, handlers.seed(rng_seed=1):
         text = plainly(LM, "ab", STEPS)
@@ -272,6 +273,7 @@ def test_a_rewound_text_has_the_law_of_what_it_kept():
     assert went_back > 5
 
 
+@pytest.mark.slow
 def test_a_pool_for_fewer_tokens_is_enough_for_particles_that_share_their_pasts():
     @po.program
     def letters(lm, prompt, pool):

@@ -151,6 +151,7 @@ def test_the_law_of_texts_with_a_stop_is_a_plain_sum():
     assert po.check.same_meaning(po.constrained(lm, "a", once, max_tokens=4, stop="ca"), masses, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_a_function_of_text_is_asked_token_by_token_where_it_forbids():
     # Each step a token is drawn again until the function allows it, so that nothing is lost to a forbidden one.
     lm, calls = po.tabular.ngram(["abcab", "bca", "cabb", "abab"], order=2), []

@@ -114,6 +114,7 @@ def test_in_float32_a_belief_stays_a_covariance_when_the_noise_is_a_millionth_of
     assert np.linalg.eigvalsh(covariance).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_particles_are_better_spent_on_what_cannot_be_integrated():
     # The variance of the log evidence over 32 fixed keys: 0.018 against 0.48 when this was written, and a tenth is asked for.
     model, ys = random_model(5), np.random.default_rng(5).normal(size=(5, 1))

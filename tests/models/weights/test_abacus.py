@@ -106,6 +106,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
     assert np.argmax(rates) < 10
 
 
+@pytest.mark.slow
 def test_a_short_run_learns_and_saves_a_model_that_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(train_abacus, "BATCH_TOKENS", 256)
     monkeypatch.setattr(train_abacus, "WIDTHS", (16,))

@@ -80,6 +80,7 @@ def grown(text, rows: list[list[int]]):
     return dataclasses.replace(text, tokens=jnp.asarray(tokens), length=jnp.array([start + len(own) for own in rows]))
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_read_at_once_and_step_by_step_after_resampling(reward):
     """Three texts of one prompt, one of them a copy that goes another way; without a cache, in one call, and line by line with copies between."""
     prompt, encode = "47+6*(12-8)=", reward.classifier.tokenizer.encode
