@@ -3,8 +3,12 @@
 import gc
 import os
 import pathlib
+import signal
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells have it for what they start in the background; tests interrupt themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Set as environment, before JAX is imported, so that the processes which tests start share it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
