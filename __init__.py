@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from posterity.inference.enumeration.exact import exact
     from posterity.inference.enumeration.measure import Measure
     from posterity.inference.mcmc import kernels
+    from posterity.inference.mcmc.annealing import simulated_annealing
     from posterity.inference.mcmc.chain import Chain
     from posterity.inference.mcmc.particle_gibbs import particle_gibbs, pimh
     from posterity.inference.mcmc.pmmh import pmmh
+    from posterity.inference.mcmc.run import mcmc
+    from posterity.inference.mcmc.runs import kept
+    from posterity.inference.mcmc.sequences import anneal, mcmc_sequences, power_sampling
     from posterity.inference.population import Population
     from posterity.inference.posterior import Posterior
     from posterity.inference.queries import Weighted, query
@@ -38,6 +42,11 @@ if TYPE_CHECKING:
     from posterity.inference.smc.temper import temper
     from posterity.inference.smc.tempering import tempering
     from posterity.inference.trace import trace
+    from posterity.inference.vi import learn
+    from posterity.inference.vi.guide import Guided
+    from posterity.inference.vi.result import Approximation
+    from posterity.inference.vi.stein import ksdd, lawgd, svgd
+    from posterity.inference.vi.svi import svi
     from posterity.models import potentials
     from posterity.models.lm import experts, remote, tabular
     from posterity.models.lm.load import load, load_classifier
@@ -51,9 +60,11 @@ if TYPE_CHECKING:
     from posterity.ppl.describe import describe
     from posterity.ppl.effects import factor, observe, sample, scan
     from posterity.ppl.embed import embed, key
+    from posterity.ppl.forward import observing, simulate
     from posterity.ppl.intervene import condition, do, lift
     from posterity.ppl.marginalise import marginalise
     from posterity.ppl.mixture import mixture
+    from posterity.ppl.power import power
     from posterity.ppl.product import product
     from posterity.ppl.program import Program, program
     from posterity.ppl.propose import adapt, propose
@@ -62,9 +73,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Approximation",
     "Budget",
     "Chain",
     "Checkpoint",
+    "Guided",
     "Ledger",
     "Measure",
     "Population",
@@ -72,6 +85,7 @@ __all__ = [
     "Program",
     "Weighted",
     "adapt",
+    "anneal",
     "answers",
     "average_law",
     "backward_simulation",
@@ -103,21 +117,30 @@ __all__ = [
     "island_smc",
     "islands",
     "kalman",
+    "kept",
     "kernels",
     "key",
+    "ksdd",
+    "lawgd",
+    "learn",
     "lift",
     "load",
     "load_classifier",
     "lookahead",
     "marginalise",
+    "mcmc",
+    "mcmc_sequences",
     "mixture",
     "nested",
     "observe",
+    "observing",
     "paris",
     "particle_gibbs",
     "pimh",
     "pmmh",
     "potentials",
+    "power",
+    "power_sampling",
     "product",
     "program",
     "propose",
@@ -131,8 +154,12 @@ __all__ = [
     "scan",
     "search",
     "sharded_smc",
+    "simulate",
+    "simulated_annealing",
     "smc",
     "smc2",
+    "svgd",
+    "svi",
     "tabular",
     "temper",
     "tempering",
@@ -147,9 +174,13 @@ _HOMES = {
     "inference.checkpoint": ["Checkpoint"],
     "inference.enumeration.exact": ["exact"],
     "inference.enumeration.measure": ["Measure"],
+    "inference.mcmc.annealing": ["simulated_annealing"],
     "inference.mcmc.chain": ["Chain"],
     "inference.mcmc.particle_gibbs": ["particle_gibbs", "pimh"],
     "inference.mcmc.pmmh": ["pmmh"],
+    "inference.mcmc.run": ["mcmc"],
+    "inference.mcmc.runs": ["kept"],
+    "inference.mcmc.sequences": ["anneal", "mcmc_sequences", "power_sampling"],
     "inference.population": ["Population"],
     "inference.posterior": ["Posterior"],
     "inference.queries": ["Weighted", "query"],
@@ -174,6 +205,10 @@ _HOMES = {
     "inference.smc.temper": ["temper"],
     "inference.smc.tempering": ["tempering"],
     "inference.trace": ["trace"],
+    "inference.vi.guide": ["Guided"],
+    "inference.vi.result": ["Approximation"],
+    "inference.vi.stein": ["ksdd", "lawgd", "svgd"],
+    "inference.vi.svi": ["svi"],
     "models.lm.load": ["load", "load_classifier"],
     "models.potentials.degraded": ["degraded"],
     "models.programs.constrained": ["average_law", "constrained"],
@@ -184,9 +219,11 @@ _HOMES = {
     "ppl.describe": ["describe"],
     "ppl.effects": ["factor", "observe", "sample", "scan"],
     "ppl.embed": ["embed", "key"],
+    "ppl.forward": ["observing", "simulate"],
     "ppl.intervene": ["condition", "do", "lift"],
     "ppl.marginalise": ["marginalise"],
     "ppl.mixture": ["mixture"],
+    "ppl.power": ["power"],
     "ppl.product": ["product"],
     "ppl.program": ["Program", "program"],
     "ppl.propose": ["adapt", "propose"],
@@ -200,6 +237,7 @@ _MODULES = {
     "experts": "models.lm.experts",
     "kalman": "models.programs.kalman",
     "kernels": "inference.mcmc.kernels",
+    "learn": "inference.vi.learn",
     "potentials": "models.potentials",
     "remote": "models.lm.remote",
     "search": "inference.search",

@@ -64,7 +64,7 @@ def supports(program: FunctionProgram, choices: Choices) -> dict[str, Any]:
 
     def look(choices):
         first = jax.tree.map(lambda x: x[0], choices)
-        sites = _sites(program, lambda site: first.get(site["name"]))
+        sites = initial_sites(program, lambda site: first.get(site["name"]))
         found.update({name: sites[name]["fn"] for name in choices if sites[name]["type"] == "sample"})
 
     jax.eval_shape(look, choices)
@@ -75,7 +75,7 @@ def to_reals(program: FunctionProgram, names: tuple[str, ...], choices: Choices)
     """The named choices of every particle in coordinates without constraints, and the log density of all choices in these, the Jacobian included: [n], nats."""
 
     def one(choices):
-        sites = _sites(program, lambda site: choices.get(site["name"]))
+        sites = initial_sites(program, lambda site: choices.get(site["name"]))
         transforms = {name: biject_to(sites[name]["fn"].support) for name in names}
         reals = {name: transform.inv(choices[name]) for name, transform in transforms.items()}
         log_jacobians = [jnp.sum(transform.log_abs_det_jacobian(reals[name], choices[name])) for name, transform in transforms.items()]
@@ -86,13 +86,20 @@ def to_reals(program: FunctionProgram, names: tuple[str, ...], choices: Choices)
 
 def from_reals(program: FunctionProgram, choices: Choices, reals: Choices) -> tuple[Choices, Float[Array, " n"]]:
     """The choices, those that `reals` names given by their coordinates, and their log density in these coordinates, the Jacobian included: [n], nats."""
+    return _valued(program, choices, reals, _unconstrained)
 
-    def value(site, old, x):
-        transform = biject_to(site["fn"].support)
-        y = transform(x)
-        return y, jnp.sum(transform.log_abs_det_jacobian(x, y))
 
-    return _valued(program, choices, reals, value)
+def joint(program: FunctionProgram, choices: Choices, reals: Choices) -> tuple[Choices, Float[Array, ""]]:
+    """Of one particle: its choices, those in `reals` given by their coordinates, and the log density in these of all choices and observations, nats."""
+    sites, log_jacobian = _placed(program, choices, reals, _unconstrained)
+    log_densities = (log_density(site) for site in sites.values() if site["type"] == "sample")
+    return {name: sites[name]["value"] for name in choices}, sum(log_densities, log_jacobian)
+
+
+def _unconstrained(site: Any, old: Any, x: Array) -> tuple[Array, Array]:
+    transform = biject_to(site["fn"].support)
+    y = transform(x)
+    return y, jnp.sum(transform.log_abs_det_jacobian(x, y))
 
 
 def from_supports(program: FunctionProgram, choices: Choices, places: Choices) -> tuple[Choices, Float[Array, " n"]]:
@@ -116,20 +123,26 @@ def _valued(program: FunctionProgram, choices: Choices, new: Choices, value: Cal
     """The choices, those in `new` with the value and the log Jacobian of `value(site, old, new)`, and the log density: of every particle."""
 
     def one(choices, new):
-        log_jacobians = []
-
-        def at(site):
-            name = site["name"]
-            if name not in new:
-                return choices.get(name)
-            x, log_jacobian = value(site, choices[name], new[name])
-            log_jacobians.append(log_jacobian)
-            return x
-
-        sites = _sites(program, at)
-        return {name: sites[name]["value"] for name in choices}, _log_prior(sites, choices) + sum(log_jacobians)
+        sites, log_jacobian = _placed(program, choices, new, value)
+        return {name: sites[name]["value"] for name in choices}, _log_prior(sites, choices) + log_jacobian
 
     return jax.vmap(one)(choices, new)
+
+
+def _placed(program: FunctionProgram, choices: Choices, new: Choices, value: Callable) -> tuple[dict[str, Any], Float[Array, ""]]:
+    """The sites of one particle with these choices, those in `new` by `value(site, old, new)`, whose log Jacobians are summed."""
+    log_jacobians = []
+
+    def at(site):
+        name = site["name"]
+        if name not in new:
+            return choices.get(name)
+        x, log_jacobian = value(site, choices[name], new[name])
+        log_jacobians.append(log_jacobian)
+        return x
+
+    sites = initial_sites(program, at)
+    return sites, sum(log_jacobians, jnp.zeros(()))
 
 
 def _given(program: FunctionProgram, choices: Choices) -> Any:
@@ -137,7 +150,7 @@ def _given(program: FunctionProgram, choices: Choices) -> Any:
         return program()
 
 
-def _sites(program: FunctionProgram, value: Callable[[Any], Any]) -> dict[str, Any]:
+def initial_sites(program: FunctionProgram, value: Callable[[Any], Any]) -> dict[str, Any]:
     """The trace of one particle's initial law, whose choices have the values `value(site)`."""
     given = handlers.substitute(substitute_fn=lambda site: None if site.get("is_observed") else value(site))
     with isolated(), handlers.trace() as sites, handlers.seed(rng_seed=0), given, AtScan(lambda scan: scan.init):

@@ -53,6 +53,8 @@ class Parameters(Transformed):
         init_key, idle_key = jax.random.split(key)
         now, log_potential = self.inner.init(init_key, particles.time.shape[0]) if choices is None else begin(self.inner, choices)
         fresh = Judged(now, log_potential, jnp.zeros_like(particles.time))
+        if not self.length:
+            return fresh
         end = self.length if time is None else time
         again = lambda state: (state[0] + 1, self.step(idle_key, state[1])[0])  # noqa: E731 - steps draw nothing
         return loop(lambda state: state[0] < end, again, (jnp.zeros((), jnp.int32), fresh), limit=self.length)[1]
