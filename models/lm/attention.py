@@ -68,8 +68,7 @@ def in_stretches(
 ) -> Read:
     """Queries [n, heads, size] over `count` stretches of their own, one after the other, so that only as many are read as there are.
 
-    `stretch(j)` gives a few pages: keys [n, pages, kv heads, size, page], values [n, pages, kv heads, page, size] and which tokens are
-    visible [n, pages, page].
+    `stretch(j)` gives keys and values [n, kv heads, tokens, size], and which tokens are visible [n, tokens].
     """
     n, heads, size = query.shape
     grouped = query.reshape(n, kv_heads, -1, size)
@@ -77,12 +76,12 @@ def in_stretches(
     def body(j, carry):
         highest, total, read = carry
         keys, values, visible = stretch(j)
-        scores = jnp.einsum("nkgd,nckds->nckgs", grouped, keys, preferred_element_type=jnp.float32)
-        scores = jnp.where(visible[:, :, None, None], capped(scores * scale, softcap), -jnp.inf)
-        now = jnp.maximum(highest, jnp.max(scores, axis=(1, -1)))
-        weights, before = jnp.exp(scores - now[:, None, ..., None]), jnp.exp(highest - now)
-        new = jnp.einsum("nckgs,ncksd->nckgd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-        return now, total * before + jnp.sum(weights, axis=(1, -1)), read * before[..., None] + jnp.sum(new, axis=1)
+        scores = jnp.einsum("nkgd,nktd->nkgt", grouped, keys, preferred_element_type=jnp.float32)
+        scores = jnp.where(visible[:, None, None], capped(scores * scale, softcap), -jnp.inf)
+        now = jnp.maximum(highest, jnp.max(scores, axis=-1))
+        weights, before = jnp.exp(scores - now[..., None]), jnp.exp(highest - now)
+        new = jnp.einsum("nkgt,nktd->nkgd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        return now, total * before + jnp.sum(weights, axis=-1), read * before[..., None] + new
 
     none = jnp.zeros(grouped.shape[:-1], jnp.float32)
     highest, total, read = jax.lax.fori_loop(0, count, body, (none + LOWEST, none, jnp.zeros(grouped.shape, jnp.float32)))
@@ -100,8 +99,11 @@ def itself(query: Array, keys: Array, values: Array, *, scale: float, softcap: f
 
 def merge(reads: Sequence[Read]) -> Array:
     """What heads read over all stretches together, [n, heads, size] float32; at least one must be seen."""
-    shares = jax.nn.softmax(jnp.stack([read.log_weight for read in reads]), axis=0)
-    return functools.reduce(jnp.add, (share[..., None] * read.mean for share, read in zip(shares, reads, strict=True)))
+    # Not as a softmax of what is stacked: XLA on CPUs stacks anew for every number that is multiplied by a share.
+    highest = functools.reduce(jnp.maximum, (read.log_weight for read in reads))
+    shares = [jnp.exp(read.log_weight - highest) for read in reads]
+    total = functools.reduce(jnp.add, shares)
+    return functools.reduce(jnp.add, ((share / total)[..., None] * read.mean for share, read in zip(shares, reads, strict=True)))
 
 
 def seen(query: Array, key: Array, window: int | None = None) -> Array:

@@ -52,8 +52,8 @@ class Cache:
     prompt: list[KeysValues]  # a layer each: keys [kv heads, size, P], values [kv heads, P, size]
     prompt_length: Int[Array, ""]
     pages: Pages
-    # As the products want them: with keys as [page, size] their scores take three times as long. All layers of a page lie together.
-    keys: Shaped[Array, "pages layers kv_heads size page"]  # see _bits
+    # All layers of a page lie together; of a layer each head's tokens, as the products want them. See _bits.
+    keys: Shaped[Array, "pages layers kv_heads page size"]
     values: Shaped[Array, "pages layers kv_heads page size"]
 
     def select(self, ancestors: Int[Array, " m"]) -> Self:
@@ -105,8 +105,8 @@ class Reading:
 
         def stretch(j):
             numbers = jax.lax.dynamic_slice_in_dim(table, j * several, several, axis=1)
-            positions = (j * several + jnp.arange(several))[:, None] * page + jnp.arange(page)
-            own = (positions < lengths[:, None, None]) & attention.seen(lengths[:, None, None], positions, window)
+            positions = j * several * page + jnp.arange(several * page)
+            own = (positions < lengths[:, None]) & attention.seen(lengths[:, None], positions, window)
             return _layer(cache.keys, numbers, i, shared.keys.dtype), _layer(cache.values, numbers, i, shared.values.dtype), own
 
         options = {"scale": scale, "softcap": softcap}
@@ -163,9 +163,8 @@ class CachedDecoder:
         width = -(-steps // self.page)
         capacity = n * width if self.pool is None else min(-(-self.pool // self.page), n * width)
         pages = Pages.empty(n, max(steps, 1), max(capacity, 1), self.page)
-        layers = pages.capacity, config.num_layers, config.num_kv_heads
-        keys, values = (_bits(jnp.zeros((*layers, *shape), dtype)) for shape in ((size, self.page), (self.page, size)))
-        return jnp.broadcast_to(logits, (n, logits.shape[1])), Cache(kept, jnp.asarray(length), pages, keys, values)
+        pool = _bits(jnp.zeros((pages.capacity, config.num_layers, config.num_kv_heads, self.page, size), dtype))
+        return jnp.broadcast_to(logits, (n, logits.shape[1])), Cache(kept, jnp.asarray(length), pages, pool, pool)
 
     def advance(self, memory: Cache, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Float[Array, "n vocab"], Cache]:
         """One forward pass over one token of each active text. Nothing moves when the pool has no room for them."""
@@ -182,8 +181,7 @@ class CachedDecoder:
         n = active.shape[0]
         whole = everyone if n < 32 else alone(functools.partial(_by_number, everyone, (n // 4, 3 * n // 4)), everyone)
         logits, new = whole(weights, reading, tokens, writes.pages < NOWHERE, writes.twins)
-        keys = pool[0].at[writes.pages, :, :, :, writes.offsets].set(_bits(new.keys), mode="drop")
-        values = pool[1].at[writes.pages, :, :, writes.offsets].set(_bits(new.values), mode="drop")
+        keys, values = (held.at[writes.pages, :, :, writes.offsets].set(_bits(x), mode="drop") for held, x in zip(pool, new, strict=True))
         return logits, replace(memory, pages=pages, keys=keys, values=values)
 
 
@@ -223,10 +221,11 @@ def alone(function: Callable, mapped: Callable) -> Callable:
 
 
 def _layer(pool: Array, pages: Array, layer: int, dtype: Any) -> Array:
-    """One layer of pages [n, m]: rows of a matrix, as gathering those is up to three times faster than gathering from more axes."""
-    rows = pool.reshape(pool.shape[0] * pool.shape[1], -1).at[pages.ravel() * pool.shape[1] + layer].get(mode="promise_in_bounds")
-    rows = rows.reshape(*pages.shape, *pool.shape[2:])
-    return rows if rows.dtype == dtype else jax.lax.bitcast_convert_type(rows, dtype)
+    """One layer of texts' pages [n, m]: [n, kv heads, m * page, size]. As rows of a matrix, one a page and head: what is gathered need not be turned."""
+    _, layers, heads, page, size = pool.shape
+    rows = (pages[:, None] * layers + layer) * heads + jnp.arange(heads)[:, None]
+    found = pool.reshape(-1, page * size).at[rows.ravel()].get(mode="promise_in_bounds").reshape(pages.shape[0], heads, -1, size)
+    return found if found.dtype == dtype else jax.lax.bitcast_convert_type(found, dtype)
 
 
 def _bits(x: Array) -> Array:

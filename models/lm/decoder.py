@@ -15,7 +15,7 @@ from jax import Array, lax
 from posterity.models.lm import attention
 from posterity.models.lm.attention import KeysValues
 from posterity.models.lm.config import DecoderConfig
-from posterity.models.lm.rope import rotate
+from posterity.models.lm.rope import Turn, rotate, turns
 
 ACTIVATIONS = {"silu": nnx.silu, "gelu": lambda x: nnx.gelu(x, approximate=False), "gelu_tanh": nnx.gelu}
 
@@ -54,8 +54,8 @@ class Decoder(nnx.Module):
         positions = jnp.arange(tokens.shape[1])
         hidden = self.embedded(tokens, positions)
         kept = []
-        for layer in self.layers:
-            query, new = layer.project(hidden, positions)
+        for layer, turn in zip(self.layers, turns(positions, self.config, hidden.dtype), strict=True):
+            query, new = layer.project(hidden, turn)
             read = attention.whole(query, new, scale=self.config.scale, window=layer.window, softcap=self.config.attention_softcap)
             hidden = layer.mix(hidden, read)
             kept.append(new)
@@ -67,8 +67,8 @@ class Decoder(nnx.Module):
         `memory.attend(layer, query, new, ...)` says what queries [n, 1, heads, size] read of the past and of the new token's own keys and values.
         """
         config, hidden = self.config, self.embedded(tokens[:, None], positions[:, None])
-        for number, layer in enumerate(self.layers):
-            query, new = layer.project(hidden, positions[:, None])
+        for number, (layer, turn) in enumerate(zip(self.layers, turns(positions[:, None], config, hidden.dtype), strict=True)):
+            query, new = layer.project(hidden, turn)
             read, memory = memory.attend(number, query, new, scale=config.scale, window=layer.window, softcap=config.attention_softcap)
             hidden = layer.mix(hidden, read)
         return hidden[:, 0], memory
@@ -107,12 +107,12 @@ class Layer(nnx.Module):
         """To how many of the last tokens this layer attends, its own included; None: to all."""
         return self.config.window(self.number)
 
-    def project(self, hidden: Array, positions: Array) -> tuple[Array, KeysValues]:
+    def project(self, hidden: Array, turn: Turn | None) -> tuple[Array, KeysValues]:
         """Rotated queries [n, t, heads, size], and the new tokens' rotated keys and values [n, t, kv heads, size]."""
         fused = self.query_key_value(self.attention_norm(hidden))
         borders = np.cumsum(self.config.fused["query_key_value"])[:-1].tolist()
         query, key, value = (x.reshape(*x.shape[:2], -1, self.config.head_dim) for x in jnp.split(fused, borders, axis=-1))
-        query, key = (rotate(_normed(norm, x), positions, self.config, self.number) for norm, x in ((self.query_norm, query), (self.key_norm, key)))
+        query, key = (rotate(_normed(norm, x), turn, self.config.rope_layout) for norm, x in ((self.query_norm, query), (self.key_norm, key)))
         return query, KeysValues(key, value)
 
     def mix(self, hidden: Array, attended: Array) -> Array:

@@ -3,27 +3,49 @@
 Every way is one divisor for the frequency of each pair of channels: `linear`, `llama3` and `yarn` give them, [head dim / 2].
 """
 
+import functools
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
+from jax.typing import DTypeLike
 
 from posterity.models.lm.config import DecoderConfig
 
 
-def rotate(x: Array, positions: Array, config: DecoderConfig, layer: int = 0) -> Array:
-    """The channels of x [n, t, heads, size], turned by their angles at positions [t] or [n, t]. The identity where positions are learned."""
+class Turn(NamedTuple):
+    """The angles by which a layer turns its channels: [t, 1, head dim / 2] or [n, t, 1, head dim / 2]."""
+
+    cos: Array
+    sin: Array
+
+
+def turns(positions: Array, config: DecoderConfig, dtype: DTypeLike) -> list[Turn | None]:
+    """Each layer's, at positions [t] or [n, t]; None where positions are learned."""
     if config.positions != "rotary":
+        return [None] * config.num_layers
+
+    @functools.cache
+    def turn(local: float | None) -> Turn:
+        frequency, magnitude = frequencies(config.head_dim, local or config.rope_theta), 1.0
+        if local is None:
+            magnitude = config.rope_magnitude
+            frequency = frequency / np.asarray(config.rope_divisors or 1.0)
+        angle = positions[..., None, None] * frequency.astype(np.float32)
+        # Unless held, XLA on CPUs computes them again for every layer and head: a thirtieth of a step.
+        return Turn(*lax.optimization_barrier(((jnp.cos(angle) * magnitude).astype(dtype), (jnp.sin(angle) * magnitude).astype(dtype))))
+
+    return [turn(config.local_rope_theta if config.window(layer) is not None else None) for layer in range(config.num_layers)]
+
+
+def rotate(x: Array, turn: Turn | None, layout: str) -> Array:
+    """The channels of x [n, t, heads, size], turned: those of each half in pairs, or neighbours. The identity without a turn."""
+    if turn is None:
         return x
-    local = config.local_rope_theta if config.window(layer) is not None else None
-    frequency, magnitude = frequencies(config.head_dim, local or config.rope_theta), 1.0
-    if local is None:
-        magnitude = config.rope_magnitude
-        frequency = frequency / np.asarray(config.rope_divisors or 1.0)
-    angle = positions[..., None, None] * frequency.astype(np.float32)
-    cos, sin = (jnp.cos(angle) * magnitude).astype(x.dtype), (jnp.sin(angle) * magnitude).astype(x.dtype)
-    if config.rope_layout == "half":
+    cos, sin = turn
+    if layout == "half":
         a, b = jnp.split(x, 2, axis=-1)
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     a, b = x[..., ::2], x[..., 1::2]

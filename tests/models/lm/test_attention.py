@@ -47,10 +47,10 @@ def test_reads_of_a_shared_prompt_of_own_stretches_and_of_oneself_merge_to_one_s
     own_k, own_v, new_k, new_v = made(3, n, room, KV_HEADS, SIZE), made(4, n, room, KV_HEADS, SIZE), made(5, n, KV_HEADS, SIZE), made(6, n, KV_HEADS, SIZE)
 
     def stretch(j):
-        keys, values = (jax.lax.dynamic_slice_in_dim(jnp.asarray(x), 4 * j, 4, 1).reshape(n, 2, 2, KV_HEADS, SIZE) for x in (own_k, own_v))
-        positions = 4 * j + jnp.arange(4).reshape(2, 2)
-        own = (positions < lengths[:, None, None]) & attention.seen(lengths[:, None, None], positions, window)
-        return keys.transpose(0, 1, 3, 4, 2), values.swapaxes(2, 3), own
+        keys, values = (jax.lax.dynamic_slice_in_dim(jnp.asarray(x), 4 * j, 4, 1).swapaxes(1, 2) for x in (own_k, own_v))
+        positions = 4 * j + jnp.arange(4)
+        own = (positions < lengths[:, None]) & attention.seen(lengths[:, None], positions, window)
+        return keys, values, own
 
     visible = attention.seen(prompt + lengths[:, None], jnp.arange(7), window) & (jnp.arange(7) < prompt)
     reads = [

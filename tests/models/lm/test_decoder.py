@@ -11,7 +11,7 @@ from posterity.models.lm.attention import KeysValues
 from posterity.models.lm.cache import Cache, CachedDecoder
 from posterity.models.lm.config import DecoderConfig
 from posterity.models.lm.decoder import Decoder
-from posterity.models.lm.rope import rotate
+from posterity.models.lm.rope import rotate, turns
 from posterity.tests.fixtures.tiny_llama import Shape, log_probs, random_tensors, write_gguf, write_huggingface
 
 CHECKPOINTS = {
@@ -84,8 +84,7 @@ def test_decoding_does_not_depend_on_what_a_prompt_is_padded_with(checkpoint):
 
 
 def test_the_layouts_of_rope_differ_only_in_the_order_of_channels():
-    half, interleaved = (DecoderConfig(4, 8, 8, 1, 1, 1, 8, 64, rope_layout=layout) for layout in ("half", "interleaved"))
-    x, positions = jnp.arange(24.0).reshape(1, 3, 1, 8), jnp.array([0, 1, 30])
+    x, (turn,) = jnp.arange(24.0).reshape(1, 3, 1, 8), turns(jnp.array([0, 1, 30]), DecoderConfig(4, 8, 8, 1, 1, 1, 8, 64), jnp.float32)
     order = np.array([0, 4, 1, 5, 2, 6, 3, 7])
-    np.testing.assert_allclose(rotate(x, positions, half)[..., order], rotate(x[..., order], positions, interleaved), rtol=1e-6)
-    assert not np.allclose(rotate(x, positions, half), rotate(x, positions, interleaved))
+    np.testing.assert_allclose(rotate(x, turn, "half")[..., order], rotate(x[..., order], turn, "interleaved"), rtol=1e-6)
+    assert not np.allclose(rotate(x, turn, "half"), rotate(x, turn, "interleaved"))
