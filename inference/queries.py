@@ -67,11 +67,13 @@ class Weighted:
         """The posterior probability that `event(value)` holds."""
         return self.expect(lambda value: jnp.asarray(event(value), bool)).clip(0.0, 1.0)  # rounding of the weights may leave a hair over 1
 
-    def estimate(self, f: Callable[[Any], Any] = lambda value: value) -> Estimate:
-        """The posterior mean of a scalar `f(value)` with its Monte Carlo standard error."""
-        y = self._scalars("estimate", f)
-        mean = float(_mean(self.weights, y))
-        return Estimate(mean, self._error(np.asarray(y, float), mean))
+    def estimate(self, f: Callable[[Any], Any] = lambda value: value) -> Any:
+        """The posterior mean of `f(value)` with its Monte Carlo standard error: an `Estimate` of floats for a scalar, a pytree of them with arrays for more.
+
+        Of an event, it is the event's probability.
+        """
+        self._check_alive()
+        return jax.tree.map(lambda y: self._estimated(np.asarray(y, float)), self._each(f))
 
     def quantile(self, q: Float[ArrayLike, "*q"], f: Callable[[Any], Any] = lambda value: value) -> Shaped[Array | np.ndarray, "*q"]:
         """Weighted quantiles of the scalar `f(value)` at `q` in [0, 1]: the smallest y with P(f <= y) >= q."""
@@ -84,6 +86,16 @@ class Weighted:
         cumulative = np.cumsum(weights[order])
         index = np.searchsorted(cumulative, np.asarray(q) * cumulative[-1], side="left")
         return y[order[np.minimum(index, len(order) - 1)]]
+
+    def quantile_estimate(self, q: float, f: Callable[[Any], Any] = lambda value: value) -> Estimate:
+        """The quantile of the scalar `f(value)` at q in [0, 1] with its Monte Carlo standard error.
+
+        The error is half the way between the quantiles at which the probability of lying below is one error of that probability away (Woodruff 1952).
+        """
+        value = float(self.quantile(q, f))
+        error = self.estimate(lambda x: f(x) <= value).error
+        low, high = np.asarray(self.quantile(np.clip([q - error, q + error], 0.0, 1.0), f), float)
+        return Estimate(value, float(high - low) / 2)
 
     def sample(self, key: PRNGKeyArray, n: int | None = None) -> Any:
         """`n` equally weighted draws with replacement (one draw without leading axis when n is None)."""
@@ -131,6 +143,12 @@ class Weighted:
         return f"the evidence is zero: none of {len(self)} values has any weight, so there is no posterior to query"
 
     # -------------------------------------------------------------------------------------------------------------------
+
+    def _estimated(self, y: np.ndarray) -> Estimate:
+        """The weighted mean of `y` [n, ...] and its error, entry by entry."""
+        mean = np.asarray(_mean(self._host_weights(), y))
+        errors = [self._error(column, float(m)) for column, m in zip(y.reshape(len(y), -1).T, mean.reshape(-1), strict=True)]
+        return Estimate(float(mean), errors[0]) if y.ndim == 1 else Estimate(mean, np.reshape(errors, mean.shape))  # pyright: ignore[reportArgumentType] - arrays
 
     def _scalars(self, query: str, f: Callable[[Any], Any]) -> Any:
         self._check_alive()

@@ -1,5 +1,7 @@
 """Laws as checks that anyone who writes an algorithm or a transformation can run: exact, by enumeration, on finite programs.
 
+Two checks more are statistical and take any program: `calibration`, of posteriors, and `evidence`, from both sides.
+
 >>> import numpyro.distributions as dist, posterity as po
 >>> @po.program
 ... def coin():
@@ -22,10 +24,12 @@ from jax import Array
 from posterity.inference.enumeration.branching import groups
 from posterity.inference.enumeration.exact import LIMIT, exact, law_of, moved
 from posterity.inference.enumeration.measure import Measure
+from posterity.inference.validation.calibration import Calibration, calibration
+from posterity.inference.validation.evidence import Bounds, evidence
 from posterity.ppl.answer import plain
 from posterity.ppl.program import Program, as_program
 
-__all__ = ["Report", "invariant", "properly_weighted", "same_meaning"]
+__all__ = ["Bounds", "Calibration", "Report", "calibration", "evidence", "invariant", "properly_weighted", "same_meaning"]
 
 
 class Difference(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.blocks import Moved
 from posterity.inference.drive import Generations
@@ -84,7 +84,18 @@ def move(
     scheme = checked(program, ancestors, resampling)
     if particles.steps.shape != (1,):
         raise ValueError(f"particles must be one trajectory, a batch of one, got {particles.steps.shape[0]}")
-    init_key, loop_key, last_key, back_key = jax.random.split(key, 4)
+    _, _, last_key, back_key = jax.random.split(key, 4)
+    cloud = around(key, program, particles, n, ancestors, scheme, exponent)
+    if ancestors == "backward":
+        return rerun(back_key, program.inner, cloud, exponent)
+    return traced(draw(last_key, "chosen", by_weight(exponent * cloud.now.log_weights)), cloud)
+
+
+def around(
+    key: PRNGKeyArray, program: Recorded, particles: Trajectory, n: int, ancestors: str, scheme: type[Ancestors], exponent: Array | float = 1.0
+) -> Cloud:
+    """All particles of an SMC of n in which number 0 follows the given path."""
+    init_key, loop_key, _, _ = jax.random.split(key, 4)
     inner: Any = program.inner
     length = program.length
     live = lasting(inner, particles.now) if ancestors == "ancestor" else []
@@ -113,11 +124,15 @@ def move(
     past = jax.tree.map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), Generations(fresh, log_potential))
     blank = Cloud(jnp.asarray(-1), past, jnp.zeros(n, jnp.int32), past, jnp.zeros((length, n), jnp.int32), jnp.zeros((), bool), jnp.ones((), bool))
     cloud = grown(blank, fresh, log_potential, at(particles, 0), particles.log_potentials[:, 0], jnp.ones((), bool), blank.steps, None)
-    if length:
-        cloud = loop(lambda cloud: cloud.time < length, turn, cloud, limit=length)
-    if ancestors == "backward":
-        return rerun(back_key, inner, cloud, exponent)
-    return traced(draw(last_key, "chosen", by_weight(exponent * cloud.now.log_weights)), cloud)
+    return loop(lambda cloud: cloud.time < length, turn, cloud, limit=length) if length else cloud
+
+
+def log_evidence(cloud: Cloud) -> Float[Array, ""]:
+    """The evidence estimate of all particles, the given path's included, nats.
+
+    Law: E[exp(-log_evidence)] is one over the evidence when the given path is a draw of the posterior (Andrieu, Doucet and Holenstein 2010).
+    """
+    return jnp.sum(jax.scipy.special.logsumexp(cloud.past.log_weights, axis=1) - jnp.log(cloud.past.log_weights.shape[1]))
 
 
 def grown(cloud: Cloud, particles: Any, log_potential: Array, kept: Any, log_kept: Array, given: Array, steps: Array, parents: Array | None) -> Cloud:

@@ -27,6 +27,7 @@ from posterity.inference.uncertainty.entropy import Entropy, SemanticEntropy, an
 from posterity.inference.uncertainty.selective import Detection, RiskCoverage, error_detection, risk_coverage
 from posterity.inference.uncertainty.sequences import Decision, Intervals, betting_sequence, confidence_sequence, decide, log_mixture
 from posterity.inference.uncertainty.similarity import degree_uncertainty, eigenvalue_uncertainty, kernel_entropy, von_neumann_entropy
+from posterity.inference.uncertainty.summary import Summary, summary
 from posterity.inference.uncertainty.tokens import p_true, self_certainty, token_entropy
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Reliability",
     "RiskCoverage",
     "SemanticEntropy",
+    "Summary",
     "Temperature",
     "answer_entropy",
     "batch_rank",
@@ -72,6 +74,7 @@ __all__ = [
     "risk_coverage",
     "self_certainty",
     "semantic_entropy",
+    "summary",
     "temperature",
     "temperature_of_laws",
     "to_arviz",

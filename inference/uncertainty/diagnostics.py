@@ -8,17 +8,19 @@ from numpyro.diagnostics import effective_sample_size, gelman_rubin
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
+from posterity.inference.queries import Weighted
 from posterity.inference.uncertainty.arguments import vector
 
 
-def pareto_k(log_weights: Float[ArrayLike, " n"]) -> float:
+def pareto_k(log_weights: Float[ArrayLike, " n"] | Weighted) -> float:
     """The shape of the generalised Pareto law that the largest importance weights follow: 1/k is how many moments the weights have.
 
     Below 0.5 averages have a finite variance; up to 0.7 they are of use with so many draws as one has; from 1 on the mean itself does not exist.
     For fewer draws the limit is lower: min(1 - 1 / log10(n), 0.7).
 
     Args:
-      log_weights: [n] of independent draws, nats, normalised or not, before any resampling; -inf is a draw without weight.
+      log_weights: [n] of independent draws, nats, normalised or not, before any resampling; -inf is a draw without weight. A posterior stands for
+        its own, which are those since it was last resampled.
 
     Returns:
       inf when fewer than five weights stand out, so that nothing is known; -inf when all weights are equal.
@@ -32,7 +34,7 @@ def pareto_k(log_weights: Float[ArrayLike, " n"]) -> float:
     >>> pareto_k(-2 * np.log(np.arange(1, 1_001))) > 1  # weights in proportion to 1 / rank^2
     True
     """
-    given = vector("pareto_k", "log_weights", log_weights)
+    given = vector("pareto_k", "log_weights", log_weights.log_weights if isinstance(log_weights, Weighted) else log_weights)
     if (np.isnan(given) | (given == np.inf)).any() or (given == -np.inf).all():
         raise ValueError("pareto_k: log_weights must be below inf (nats), not NaN and not all -inf")
     if np.ptp(given) == 0:

@@ -89,6 +89,14 @@ def test_errors_are_those_of_particles_or_of_families(eves):
         assert tuple(found) == pytest.approx(brute_error(WEIGHTS, [float(x == label) for x in labels], eves), abs=1e-6)
 
 
+def test_estimates_of_many_numbers_are_those_of_each(posterior):
+    found = posterior.estimate(lambda v: {"path": v["path"], "x": v["x"]})
+    assert tuple(found["x"]) == tuple(posterior.estimate(lambda v: v["x"]))
+    for i in range(2):
+        alone = posterior.estimate(lambda v, i=i: v["path"][i])
+        assert (found["path"].value[i], found["path"].error[i]) == pytest.approx(tuple(alone))
+
+
 def test_answers_come_best_first_and_leave_out_the_impossible(posterior):
     answers = posterior.answers(lambda v: int(v["path"][0]))
     assert next(iter(answers)) == 3
@@ -136,8 +144,8 @@ def test_bad_queries_say_what_is_wrong(posterior):
         posterior.quantile(1.5, lambda v: v["x"])
     with pytest.raises(ValueError, match=r"quantile: f must return a scalar, it returned shape \(2,\)"):
         posterior.quantile(0.5, lambda v: v["path"])
-    with pytest.raises(ValueError, match=r"estimate: f must return a scalar, it returned shape \(2,\)"):
-        posterior.estimate(lambda v: v["path"])
+    with pytest.raises(ValueError, match=r"quantile: f must return a scalar, it returned shape \(2,\)"):
+        posterior.quantile_estimate(0.5, lambda v: v["path"])
     with pytest.raises(ValueError, match="history=True"):
         _ = posterior.replace(ancestors=None).lineage
 
@@ -192,8 +200,12 @@ HONEST = (0.91, 0.995)
 
 @pytest.mark.parametrize(
     ("question", "truth"),
-    [(lambda p: p.estimate(lambda x: x**2), 0.5), (lambda p: p.answers(lambda x: bool(x > 0.5))[True], 0.2398)],
-    ids=["estimate", "answers"],
+    [
+        (lambda p: p.estimate(lambda x: x**2), 0.5),
+        (lambda p: p.answers(lambda x: bool(x > 0.5))[True], 0.2398),
+        (lambda p: p.quantile_estimate(0.8), 0.5951),  # of a normal law of variance 1/2
+    ],
+    ids=["estimate", "answers", "quantile"],
 )
 def test_errors_of_importance_sampling_are_honest(question, truth):
     assert HONEST[0] < coverage(tilted(), po.importance, question, truth, n=500) < HONEST[1]

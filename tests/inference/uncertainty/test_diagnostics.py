@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from scipy.special import ndtri
+from scipy.stats import rankdata
 
 import posterity as po
 from posterity.inference import uncertainty as u
@@ -43,6 +45,37 @@ def test_superchains_that_remember_where_they_began_are_seen():
     assert u.nested_rhat(short + superchains[:, None], superchains) > 1.8
 
 
+def test_nested_rhat_is_its_formula_on_ranks():
+    chains, superchains = CHAINS[:, :3] + np.array([[0.0], [1.0], [0.5], [3.0]]), [7, 2, 7, 2]
+
+    def plain(x):
+        z = ndtri((rankdata(x).reshape(x.shape) - 0.375) / (x.size + 0.25))
+        groups = [z[[i for i, name in enumerate(superchains) if name == k]] for k in (2, 7)]
+        between = np.var([group.mean() for group in groups], ddof=1)
+        within = np.mean([group.mean(axis=1).var(ddof=1) + np.mean([chain.var(ddof=1) for chain in group]) for group in groups])
+        return math.sqrt(1 + between / within)
+
+    expected = max(plain(chains), plain(np.abs(chains - np.median(chains))))
+    assert u.nested_rhat(chains, superchains) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_posterior_stands_for_its_weights():
+    weights = np.random.default_rng(3).pareto(1.5, size=500)
+    assert u.pareto_k(run_of(weights / weights.sum())) == pytest.approx(u.pareto_k(np.log(weights)), abs=1e-4)
+
+
+def test_a_summary_has_a_row_for_every_number():
+    found = u.summary(run_of([0.5, 0.0, 0.25, 0.25]))
+    assert list(found) == ["path[0]", "path[1]", "path[2]", "x"]
+    assert found["x"].mean == pytest.approx(0.25 * 2 + 0.25 * 3)
+    assert (found["x"].low, found["x"].high) == (0, 3)
+    assert math.isnan(found["x"].rhat)
+    chains = po.uncertainty.summary(chain_of(CHAINS))
+    assert chains["value"].mean == pytest.approx(CHAINS.mean(), abs=1e-6)
+    assert chains["value"].rhat == pytest.approx(u.rank_rhat(CHAINS), abs=1e-4)
+    assert "ess bulk" in str(chains)
+
+
 def test_independent_draws_are_worth_their_number_and_sticky_ones_less():
     assert u.ess_bulk(CHAINS) == pytest.approx(800, rel=0.25)
     assert u.ess_tail(CHAINS) == pytest.approx(800, rel=0.35)
@@ -56,6 +89,8 @@ def test_arviz_finds_the_same():
     log_weights = np.random.default_rng(2).pareto(2, size=500)
     assert u.pareto_k(log_weights) == pytest.approx(float(stats.psislw(-log_weights)[1]), abs=0.05)
     assert u.rank_rhat(CHAINS) == pytest.approx(float(stats.rhat(CHAINS, method="rank")), abs=1e-6)
+    halves, ids = np.concatenate([CHAINS[:, :100], CHAINS[:, 100:]]), np.array([0, 0, 1, 1])
+    assert u.nested_rhat(halves, np.tile(ids, 2)) == pytest.approx(float(stats.rhat_nested(CHAINS, superchain_ids=ids, method="rank")), abs=1e-6)
     assert u.ess_bulk(CHAINS) == pytest.approx(float(stats.ess(CHAINS, method="bulk")), rel=0.1)
     assert u.ess_tail(CHAINS) == pytest.approx(float(stats.ess(CHAINS, method="tail", prob=(0.05, 0.95))), rel=0.1)
 
@@ -74,6 +109,12 @@ def run_of(weights, **fields):
         "ancestors": jnp.zeros((3, n), int),
     }
     return po.Posterior(**{**start, **fields})
+
+
+def chain_of(draws):
+    n = draws.size
+    flags = jnp.ones(n, bool)
+    return po.Chain(jnp.asarray(draws.reshape(-1)), jnp.full(n, -jnp.log(n)), jnp.array(jnp.nan), flags, jnp.array(0), chains=len(draws))
 
 
 def test_particles_go_to_arviz_as_draws_and_as_they_are():
