@@ -124,8 +124,3 @@ def check_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
     return dtype
-
-
-def half_from_interleaved(kernel: np.ndarray, heads: int) -> np.ndarray:
-    """Rows [heads * size, ...] of a query or key map reordered so that RoPE may pair i with i + size/2 in place of 2i with 2i + 1."""
-    return kernel.reshape(heads, -1, 2, *kernel.shape[1:]).swapaxes(1, 2).reshape(kernel.shape)

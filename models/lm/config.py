@@ -10,9 +10,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 class DecoderConfig:
     """Shape and constants of a decoder; the defaults are Llama's. Hashable, so it is a static part of every program that holds the model.
 
-    `rope_layout` says which pairs of channels RoPE rotates together: `"half"` pairs i with i + D/2 (Hugging Face
-    checkpoints, GPT-NeoX), `"interleaved"` pairs 2i with 2i + 1 (Meta's checkpoints and GGUF files of the `llama`
-    architecture). What scales RoPE to longer contexts is one number a pair, `rope_divisors`: see `rope.py`.
+    RoPE rotates channels i and i + D/2 together. What scales it to longer contexts is one number a pair, `rope_divisors`: see `rope.py`.
 
     Raises:
       ValueError: for numbers out of range, and for parts that do not fit together.
@@ -27,7 +25,6 @@ class DecoderConfig:
     head_dim: int
     context_length: int  # tokens
     rope_theta: float = 10_000.0
-    rope_layout: Literal["half", "interleaved"] = "half"
     norm_epsilon: float = 1e-5
     tied_head: bool = True
     attention_bias: bool = False  # on queries, keys and values
@@ -89,7 +86,6 @@ class DecoderConfig:
 
 
 CHOICES = {
-    "rope_layout": ("half", "interleaved"),
     "positions": ("rotary", "learned"),
     "norm": ("rms", "layer"),
     "activation": ("silu", "gelu", "gelu_tanh"),

@@ -112,7 +112,7 @@ class Layer(nnx.Module):
         fused = self.query_key_value(self.attention_norm(hidden))
         borders = np.cumsum(self.config.fused["query_key_value"])[:-1].tolist()
         query, key, value = (x.reshape(*x.shape[:2], -1, self.config.head_dim) for x in jnp.split(fused, borders, axis=-1))
-        query, key = (rotate(_normed(norm, x), turn, self.config.rope_layout) for norm, x in ((self.query_norm, query), (self.key_norm, key)))
+        query, key = (rotate(_normed(norm, x), turn) for norm, x in ((self.query_norm, query), (self.key_norm, key)))
         return query, KeysValues(key, value)
 
     def mix(self, hidden: Array, attended: Array) -> Array:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from gguf import GGUFEndian, GGUFReader, dequantize
@@ -16,8 +16,6 @@ from posterity.models.lm.gguf_metadata import Metadata
 from posterity.models.lm.gguf_tokenizer import read_tokenizer
 from posterity.models.lm.tokenizer import Tokenizer
 
-# The converter of `llama` checkpoints interleaves the channels of queries and keys; those of the others leave them.
-ROPE_LAYOUTS: dict[str, Literal["half", "interleaved"]] = {"llama": "interleaved"}
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2")
 QUANTISATIONS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
 ROPE_FACTORS = "rope_freqs.weight"  # the one tensor that is no weight: a divisor for each pair of channels
@@ -60,7 +58,7 @@ def load(path: str | Path, dtype: str = "float32") -> tuple[Decoder, Tokenizer]:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     config = read_config(metadata, tensors)
     tokenizer = read_tokenizer(metadata, config.vocab_size)
-    return _read_weights(path, config, tensors, dtype), tokenizer
+    return _read_weights(path, config, tensors, dtype, interleaved=metadata.text("general.architecture") == "llama"), tokenizer
 
 
 def read_config(metadata: Metadata, tensors: Mapping[str, ReaderTensor]) -> DecoderConfig:
@@ -105,13 +103,13 @@ def read_config(metadata: Metadata, tensors: Mapping[str, ReaderTensor]) -> Deco
 
 
 def _rope(metadata: Metadata, architecture: str, size: int, context: int, factors: ReaderTensor | None) -> dict[str, Any]:
-    """RoPE's base, the layout of its channels, and its scaling: by metadata, or by a tensor of divisors (Llama 3)."""
+    """RoPE's base and its scaling: by metadata, or by a tensor of divisors (Llama 3)."""
 
     def key(name: str) -> str:
         return f"{architecture}.rope.{name}"
 
     theta, kind = metadata.real(key("freq_base"), 10_000.0), metadata.text(key("scaling.type"), "none")
-    found = {"rope_theta": theta, "rope_layout": ROPE_LAYOUTS.get(architecture, "half")}
+    found: dict[str, Any] = {"rope_theta": theta}
     if factors is not None:
         if factors.tensor_type.name != "F32" or factors.data.shape != (size // 2,) or kind != "none":
             raise ValueError(f"{metadata.path}: tensor {ROPE_FACTORS} must be {size // 2} numbers of type F32, without {key('scaling.type')}")
@@ -193,11 +191,22 @@ def _open(path: Path) -> GGUFReader:
     return reader
 
 
-def _read_weights(path: Path, config: DecoderConfig, tensors: Mapping[str, ReaderTensor], dtype: str) -> Decoder:
+def _read_weights(path: Path, config: DecoderConfig, tensors: Mapping[str, ReaderTensor], dtype: str, *, interleaved: bool) -> Decoder:
     for tensor in tensors.values():
         if tensor.tensor_type.name not in QUANTISATIONS:
             raise ValueError(f"{path}: tensor {tensor.name} is of type {tensor.tensor_type.name}; supported are {', '.join(QUANTISATIONS)}")
     plan = checkpoint.blueprint(outline(config), config.fused, NAMES if config.gated else GPT2_NAMES)
     shapes = {name: tuple(tensor.shape.tolist()[::-1]) for name, tensor in tensors.items()}
     checkpoint.check_shapes(path, shapes, plan.shapes, {ROPE_FACTORS})
-    return checkpoint.assemble(path, plan, lambda name: dequantize(tensors[name].data, tensors[name].tensor_type), dtype)
+
+    def read(name: str) -> np.ndarray:
+        array = dequantize(tensors[name].data, tensors[name].tensor_type)
+        heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}.get(name.split(".")[-2]) if interleaved else None
+        return in_halves(array, heads) if heads else array
+
+    return checkpoint.assemble(path, plan, read, dtype)
+
+
+def in_halves(kernel: np.ndarray, heads: int) -> np.ndarray:
+    """Rows [heads * size, ...] of a map in which RoPE pairs 2i with 2i + 1, as converters of `llama` write them, so that it may pair i with i + size/2."""
+    return kernel.reshape(heads, -1, 2, *kernel.shape[1:]).swapaxes(1, 2).reshape(kernel.shape)

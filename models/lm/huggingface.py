@@ -1,6 +1,5 @@
 """Hugging Face model directories: config.json, safetensors weights (one file or shards), tokenizer.json."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -46,20 +45,17 @@ def load(directory: str | Path, dtype: str = "float32") -> tuple[Any, Tokenizer]
 
 
 def save(directory: str | Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
-    """Writes a model directory that `load`, and `transformers`, can read. Weights keep their type; RoPE is always of the half layout on disk.
+    """Writes a model directory that `load`, and `transformers`, can read. Weights keep their type.
 
     Raises:
       ValueError: when no architecture of Hugging Face has such a decoder.
     """
     directory = Path(directory)
     config = decoder.config
-    architecture, settings = families.describe(dataclasses.replace(config, rope_layout="half"), directory)
+    architecture, settings = families.describe(config, directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {}
     for name, array in checkpoint.arrays(decoder, config.fused, families.FAMILIES[architecture].names):
-        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-        if config.rope_layout == "interleaved" and heads:
-            array = checkpoint.half_from_interleaved(array, heads)
         weights[name] = np.ascontiguousarray(array)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     _write_json(directory / "config.json", settings | _special_ids(tokenizer) | {"torch_dtype": str(decoder.embed.embedding.dtype)})

@@ -40,16 +40,13 @@ def turns(positions: Array, config: DecoderConfig, dtype: DTypeLike) -> list[Tur
     return [turn(config.local_rope_theta if config.window(layer) is not None else None) for layer in range(config.num_layers)]
 
 
-def rotate(x: Array, turn: Turn | None, layout: str) -> Array:
-    """The channels of x [n, t, heads, size], turned: those of each half in pairs, or neighbours. The identity without a turn."""
+def rotate(x: Array, turn: Turn | None) -> Array:
+    """The channels of x [n, t, heads, size], turned in pairs of one from each half; the identity without a turn."""
     if turn is None:
         return x
     cos, sin = turn
-    if layout == "half":
-        a, b = jnp.split(x, 2, axis=-1)
-        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    a, b = x[..., ::2], x[..., 1::2]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def frequencies(size: int, theta: float) -> np.ndarray:

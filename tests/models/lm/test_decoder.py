@@ -9,16 +9,14 @@ from flax import nnx
 from posterity.models.lm import gguf_file, huggingface
 from posterity.models.lm.attention import KeysValues
 from posterity.models.lm.cache import Cache, CachedDecoder
-from posterity.models.lm.config import DecoderConfig
 from posterity.models.lm.decoder import Decoder
-from posterity.models.lm.rope import rotate, turns
 from posterity.tests.fixtures.tiny_llama import Shape, log_probs, random_tensors, write_gguf, write_huggingface
 
 CHECKPOINTS = {
     "half layout, grouped queries, tied head": ("huggingface", Shape()),
     "half layout, biases, free head": ("huggingface", Shape(bias=True, tied=False)),
-    "interleaved layout, one key head, free head": ("gguf", Shape(tied=False, kv_heads=1, theta=10_000.0)),
-    "interleaved layout, heads wider than the model": ("gguf", Shape(heads=3, kv_heads=3, size=16, epsilon=1e-3)),
+    "GGUF, one key head, free head": ("gguf", Shape(tied=False, kv_heads=1, theta=10_000.0)),
+    "GGUF, heads wider than the model": ("gguf", Shape(heads=3, kv_heads=3, size=16, epsilon=1e-3)),
 }
 TOKENS = [1, 250, 7, 7, 33, 120, 299, 0, 64, 5, 18]
 
@@ -81,10 +79,3 @@ def test_decoding_does_not_depend_on_what_a_prompt_is_padded_with(checkpoint):
         _, memory = start(decoder, jnp.array(TOKENS[:4] + [padding] * 7), jnp.array(4))
         found.append(one_more(decoder, memory, jnp.array(TOKENS[4:6]), jnp.array([True, True]))[0])
     np.testing.assert_array_equal(found[0], found[1])
-
-
-def test_the_layouts_of_rope_differ_only_in_the_order_of_channels():
-    x, (turn,) = jnp.arange(24.0).reshape(1, 3, 1, 8), turns(jnp.array([0, 1, 30]), DecoderConfig(4, 8, 8, 1, 1, 1, 8, 64), jnp.float32)
-    order = np.array([0, 4, 1, 5, 2, 6, 3, 7])
-    np.testing.assert_allclose(rotate(x, turn, "half")[..., order], rotate(x[..., order], turn, "interleaved"), rtol=1e-6)
-    assert not np.allclose(rotate(x, turn, "half"), rotate(x, turn, "interleaved"))
