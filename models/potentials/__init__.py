@@ -14,6 +14,7 @@ from posterity.models.potentials.rejection import rejection
 from posterity.models.potentials.safe import Safe, safe
 from posterity.models.potentials.texts import at_most, contains, in_order, length, of_characters, stopped, until, without
 from posterity.models.potentials.tokens import TokenAutomaton, over
+from posterity.models.potentials.values import ValueHead, log_value, value_features, value_head, valued
 from posterity.models.potentials.verifiers import Task, Verifier, equals, gym, verifier
 from posterity.models.potentials.weighted import WeightedAutomaton, WeightedGrammar, weighted_automaton, weighted_grammar, weighted_texts
 
@@ -25,6 +26,7 @@ __all__ = [
     "Safe",
     "Task",
     "TokenAutomaton",
+    "ValueHead",
     "Verifier",
     "WeightedAutomaton",
     "WeightedGrammar",
@@ -41,6 +43,7 @@ __all__ = [
     "length",
     "likelihood",
     "lm_judge",
+    "log_value",
     "multifurcation",
     "of_characters",
     "over",
@@ -50,6 +53,9 @@ __all__ = [
     "safe",
     "stopped",
     "until",
+    "value_features",
+    "value_head",
+    "valued",
     "verifier",
     "weighted_automaton",
     "weighted_grammar",
