@@ -10,6 +10,7 @@ from jax import Array
 
 from posterity.ppl.effects import loop, particle_map
 from posterity.ppl.program import Program, choices_of
+from posterity.ppl.rewind import mark, rewind
 from posterity.ppl.transform import Transformed, active, bound, times
 
 
@@ -50,6 +51,12 @@ class Chunked(Transformed):
 
     def choices(self, particles: Any) -> dict[str, Any]:
         return choices_of(self.inner, particles)
+
+    def mark(self, particles: Any) -> Any:
+        return mark(self.inner, particles)
+
+    def rewind(self, particles: Any, marks: Any) -> Any:
+        return rewind(self.inner, particles, marks)
 
 
 def chunk(program: Program, until: Callable[[Any], Array]) -> Chunked:

@@ -48,6 +48,14 @@ class State(abc.ABC):
         """Whether the batch could take its last step, bool []; None when nothing can stop it. Where False all particles stand still."""
         return None
 
+    def mark(self) -> Any:
+        """Where the members are now, arrays [n, ...], by which their source can `rewind` them.
+
+        Raises:
+          TypeError: when they keep no past to return to.
+        """
+        raise TypeError(f"a {type(self).__name__} cannot be rewound: it keeps no past to return to")
+
 
 class Source(Protocol):
     """Makes and advances batches; a pytree of what all particles share (the model's weights, the prompt)."""
@@ -112,6 +120,16 @@ def advance(states: Sequence[Any], after: Sequence[Any], sources: Sequence[Sourc
 def select(states: Sequence[Any], ancestors: Array) -> list[Any]:
     """Batches whose i-th member is a copy of member `ancestors[i]`."""
     return [state.select(ancestors) if isinstance(state, State) else state[ancestors] for state in states]
+
+
+def marks(states: Sequence[Any]) -> list[Any]:
+    """Where the members of batches are now: arrays as they are, and each `State.mark`."""
+    return [state.mark() if isinstance(state, State) else state for state in states]
+
+
+def rewind(states: Sequence[Any], marks: Sequence[Any], sources: Sequence[Any]) -> list[Any]:
+    """Batches whose members are where they were at the `marks`."""
+    return [source.rewind(state, mark) if isinstance(state, State) else mark for state, mark, source in zip(states, marks, sources, strict=True)]
 
 
 def sound(states: Sequence[Any]) -> Array | None:

@@ -123,6 +123,19 @@ class AtScan(Messenger):
             msg["value"] = self.action(*msg["args"])
 
 
+class Forced(Messenger):
+    """Puts the values given by name in the place of those drawn where `which` [] holds. For handlers within it they are as if drawn."""
+
+    def __init__(self, given: dict[str, Any], which: Array):
+        super().__init__()
+        self.given, self.which = given, which
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.given:
+            msg["value"] = jax.tree.map(lambda new, old: jnp.where(self.which, new, old), self.given[msg["name"]], msg["value"])
+            msg["intermediates"] = []  # they are those of the value drawn
+
+
 class Reached(Exception):
     """Leaves a program at its scan, the argument."""
 

@@ -20,7 +20,7 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 
 from posterity.ppl import component
-from posterity.ppl.effects import AtScan, Reached, Replay, Scan, in_model, isolated, particle_map
+from posterity.ppl.effects import AtScan, Forced, Reached, Replay, Scan, in_model, isolated, particle_map
 from posterity.ppl.errors import Located, check_carry, log_density, same_for_all
 from posterity.ppl.randomness import with_own_key
 
@@ -168,41 +168,52 @@ class FunctionProgram:
     def step(self, key: PRNGKeyArray, particles: Particles, *, where: Bool[Array, " n"] | None = None) -> tuple[Particles, Float[Array, " n"]]:
         return self.told(key, particles, where=where)[:2]
 
-    def told(self, key: PRNGKeyArray, particles: Particles, given: dict[str, Any] | None = None, *, where: Bool[Array, " n"] | None = None) -> tuple:
+    def told(
+        self,
+        key: PRNGKeyArray,
+        particles: Particles,
+        given: dict[str, Any] | None = None,
+        *,
+        which: Bool[Array, " n"] | None = None,
+        where: Bool[Array, " n"] | None = None,
+    ) -> tuple:
         """`step` with the choices `given`, [n, ...] by name, and fresh ones otherwise; also tells all choices, and the log density [n] (nats) of those given.
 
-        With None for `given` nothing more is told than a step does.
+        With None for `given` nothing more is told than a step does. With `which`, only those particles make the choices given, the others fresh
+        ones, and the log density is that of all their choices.
         """
         together = particles.time.ndim == 0
         if where is not None and together:
             raise ValueError(f"{self.name}: particles driven by per-step inputs (xs) move together; `where` needs a scan without xs")
         active = ~particles.ended if where is None else ~particles.ended & where
 
-        def one(key, choices, leaves, time, active, given):
+        def one(key, choices, leaves, time, active, given, which):
             def at_scan(scan: Scan, sites: dict):
                 _, tree, sources = component.split(scan.init)
                 before = jax.tree.unflatten(tree, leaves)
                 x = None if scan.xs is None else jax.tree.map(lambda x: jnp.asarray(x)[time], scan.xs)
-                with handlers.trace() as step_sites, handlers.substitute(data=given or {}):
+                giving = handlers.substitute(data=given or {}) if which is None else Forced(given or {}, which)
+                with giving, handlers.trace() as step_sites:
                     after = _as_wide_as(before, scan.step(before, x))
                 check_carry(self.name, before, after)
                 ended = scan.ended(after) | (time + 1 >= scan.length)
-                told = ({}, jnp.zeros(())) if given is None else (_choices(step_sites), _log_prior(step_sites, given))
-                moved.append((component.arrays(after), ended, _log_potential(step_sites), sources, set(sites), told))
+                drawn = {} if given is None else _choices(step_sites)
+                log_prior = jnp.zeros(()) if given is None else _log_prior(step_sites, given if which is None else drawn)
+                moved.append((component.arrays(after), ended, _log_potential(step_sites), sources, set(sites), drawn, log_prior))
                 return after
 
             moved: list[tuple] = []
             sites = self._execute(key, choices, at_scan, replay=True)[0]
-            ((after, ended, log_potential, sources, before_end, (drawn, log_prior)),) = moved
+            ((after, ended, log_potential, sources, before_end, drawn, log_prior),) = moved
             at_end = {name: site for name, site in sites.items() if name not in before_end}
             if _choices(at_end):
                 raise ValueError(f"{self.name}: sample after scan is not supported ({', '.join(_choices(at_end))}); draw it in the step, or before the scan")
             log_potential = log_potential + jnp.where(ended, _log_potential(at_end), 0.0)
             return after, ended, jnp.where(active, log_potential, 0.0), sources, drawn, jnp.where(active, log_prior, 0.0)
 
-        batched = particle_map(with_own_key(one), (None, 0, 0, 0, None if together else 0, 0, 0), (0, 0, 0, None, 0, 0))
+        batched = particle_map(with_own_key(one), (None, 0, 0, 0, None if together else 0, 0, 0, 0), (0, 0, 0, None, 0, 0))
         after, ended, log_potential, sources, drawn, log_prior = batched(
-            key, jnp.arange(active.shape[0]), particles.choices, component.views(particles.carry), particles.time, active, given
+            key, jnp.arange(active.shape[0]), particles.choices, component.views(particles.carry), particles.time, active, given, which
         )
         # What no weight can bring back need not be carried on: a language model reads on in none of the texts that a constraint has just forbidden.
         carry = component.advance(particles.carry, after, sources, active, ~jnp.isneginf(log_potential))
@@ -215,6 +226,41 @@ class FunctionProgram:
         time = particles.time[ancestors] if particles.time.ndim else particles.time
         choices = jax.tree.map(lambda x: x[ancestors], particles.choices)
         return Particles(choices, component.select(particles.carry, ancestors), time, particles.ended[ancestors])
+
+    def mark(self, particles: Particles) -> Particles:
+        """Where the particles are now, with a time of each one's own: after a `rewind` they no longer move together."""
+        time = jnp.broadcast_to(particles.time, particles.ended.shape)
+        return Particles(particles.choices, component.marks(particles.carry), time, particles.ended)
+
+    def rewind(self, particles: Particles, marks: Particles) -> Particles:
+        """The particles where each was at its own of the `marks`: components by what they remember, the rest as it was marked."""
+
+        def found(_, choices):
+            reached: list[Scan] = []
+            self._begin(jax.random.key(0), reached, choices)  # all choices are given: the key is idle
+            return (component.split(reached[-1].init)[2] if reached else [],)
+
+        (sources,) = particle_map(found, (0, 0), (None,))(particles.ended, particles.choices)
+        return Particles(marks.choices, component.rewind(particles.carry, marks.carry, sources), marks.time, marks.ended)
+
+    def laws(self, particles: Particles) -> dict[str, Any]:
+        """The distributions of a step's choices by name, for their shapes and supports alone: what they hold is being traced."""
+        found: dict[str, Any] = {}
+
+        def look(choices, leaves):
+            def at_scan(scan: Scan, sites: dict):
+                before = jax.tree.unflatten(component.split(scan.init)[1], leaves)
+                x = None if scan.xs is None else jax.tree.map(lambda x: jnp.asarray(x)[0], scan.xs)
+                with handlers.trace() as step_sites:
+                    after = scan.step(before, x)
+                found.update({name: step_sites[name]["fn"] for name in _choices(step_sites) if step_sites[name]["type"] == "sample"})
+                return after
+
+            self._execute(jax.random.key(0), choices, at_scan, replay=True)
+
+        with handlers.block():  # nothing is drawn
+            jax.eval_shape(look, *(component.first(x) for x in (particles.choices, component.views(particles.carry))))
+        return found
 
     def done(self, particles: Particles) -> Bool[Array, " n"]:
         return particles.ended
@@ -234,8 +280,8 @@ class FunctionProgram:
 
     # -- one particle ------------------------------------------------------------------------------------------------
 
-    def _begin(self, key: Array, reached: list[Scan]) -> dict:
-        """Runs the initial law: its sites. The scan is added to those `reached`, and one of no steps is passed, to the end."""
+    def _begin(self, key: Array, reached: list[Scan], given: dict[str, Any] | None = None) -> dict:
+        """Runs the initial law, with all its choices `given` or fresh ones: its sites. The scan is added to those `reached`; one of no steps is passed."""
 
         def at_scan(scan: Scan, sites: dict):
             reached.append(scan)
@@ -243,7 +289,7 @@ class FunctionProgram:
                 raise Reached
             return scan.init
 
-        return self._execute(key, {}, at_scan)[0]
+        return self._execute(key, given or {}, at_scan, replay=given is not None)[0]
 
     def _execute(self, key: Array, choices: dict[str, Any], at_scan: Callable[[Scan, dict], Any], *, replay: bool = False) -> tuple[dict, Any]:
         """Runs the function with the given choices and fresh ones otherwise; `at_scan(scan, sites so far)` stands in for its scan.
@@ -371,7 +417,7 @@ def _subsamples(site: dict) -> bool:
 
 
 def _log_prior(sites: dict, given: dict[str, Any]) -> Float[Array, ""]:
-    """The summed log density of the choices that were given, nats; -inf where one is outside its support (NumPyro's may be anything there)."""
+    """The summed log density of the choices among the `given` names, nats; -inf where one is outside its support (NumPyro's may be anything there)."""
     known = [site for name, site in sites.items() if name in given and site["type"] == "sample"]
     inside = [jnp.all(site["fn"].support(site["value"])) for site in known if not constraints.is_dependent(site["fn"].support)]
     return jnp.where(jnp.all(jnp.array(inside, bool)), sum((log_density(site) for site in known), jnp.zeros(())), -jnp.inf)

@@ -12,6 +12,7 @@ from jax import Array
 from jax.core import Tracer
 
 from posterity.ppl.program import Program, as_program, choices_of
+from posterity.ppl.rewind import mark, rewind
 
 
 @struct.dataclass
@@ -39,6 +40,12 @@ class Transformed:
 
     def choices(self, particles: Any) -> dict[str, Any]:
         return choices_of(self.inner, particles.now)
+
+    def mark(self, particles: Any) -> Any:
+        return particles._replace(now=mark(self.inner, particles.now))
+
+    def rewind(self, particles: Any, marks: Any) -> Any:
+        return marks._replace(now=rewind(self.inner, particles.now, marks.now))
 
 
 def bound(name: str, program: Any) -> Program:

@@ -16,9 +16,11 @@ from jax import Array
 from jax.tree_util import Partial
 
 from posterity.inference.blocks import Kernel, Moved
+from posterity.inference.mcmc.editor import editor
 from posterity.inference.mcmc.gradients import hamiltonian, mala
 from posterity.inference.mcmc.metropolis import accept, where
 from posterity.inference.mcmc.numpyro_kernels import aies, barker, discrete_gibbs, ess, hmc, hmc_gibbs, mixed_hmc, nuts
+from posterity.inference.mcmc.on_runs import conditional_filter, gibbs, span, suffix
 from posterity.inference.mcmc.parameters import Parametric, from_supports, log_prior, supports
 from posterity.inference.mcmc.slices import elliptical, slices
 from posterity.inference.mcmc.space import Fit, checked, discrete, kind, named, scaled, shaped, size, space
@@ -31,11 +33,14 @@ __all__ = [
     "aies",
     "barker",
     "block",
+    "conditional_filter",
     "cycle",
     "default",
     "discrete_gibbs",
+    "editor",
     "elliptical",
     "ess",
+    "gibbs",
     "hamiltonian",
     "hmc",
     "hmc_gibbs",
@@ -48,6 +53,8 @@ __all__ = [
     "random_walk",
     "single_site",
     "slices",
+    "span",
+    "suffix",
     "uniform",
 ]
 

@@ -172,6 +172,10 @@ class Texts(component.State):
         held = self.memory.bytes()
         return held["lacking"] == 0 if "lacking" in held else None
 
+    def mark(self) -> tuple[Array, Array]:
+        """How many tokens each text has generated, and a checksum of its tokens, by which it is known again."""
+        return self.text.generated, checksum(self.text.tokens, self.text.length)
+
 
 @struct.dataclass
 class TextSource:
@@ -200,6 +204,23 @@ class TextSource:
         if views.phase not in ("ready", "pushed", "rewound"):
             raise ValueError(f"the step must carry on the text that it was given, push a token to it or rewind it; it returned one that is {views.phase}")
         return state if views.phase == "ready" else _advanced(self, state, views, active)
+
+    def rewind(self, state: Texts, marks: tuple[Array, Array]) -> Texts:
+        """The texts where they were at the `marks`, at the cost of one forward pass: the last token that stays is taken in again, for the logits after it.
+
+        Where a program rewound the text itself in between, other tokens may stand there now; then it is not marked as it was.
+        """
+        generated, _ = marks
+        views = jax.vmap(lambda text, generated: text.rewind(generated))(state.text, generated)
+        return self.advance(state, views, jnp.ones(generated.shape, bool))
+
+
+def checksum(tokens: Array, lengths: Array) -> Array:
+    """A number for the first `lengths` [n] of `tokens` [n, capacity], uint32 [n]: other tokens have another one, but for one case in billions."""
+    places = jnp.arange(tokens.shape[1], dtype=jnp.uint32)
+    mixed = (tokens.astype(jnp.uint32) + 1) * (2 * places + 1) * jnp.uint32(0x9E3779B1)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA77)
+    return jnp.sum(jnp.where(places < lengths[:, None], mixed ^ (mixed >> 13), 0), axis=1, dtype=jnp.uint32)
 
 
 # Compiled functions of their own: programs that share a model share the tracing of its layers, and NumPyro's handlers run them whole.

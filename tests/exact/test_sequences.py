@@ -1,0 +1,201 @@
+"""Kernels on whole runs leave the posterior of finite programs and of texts invariant, runs that end early included; so does power sampling."""
+
+import itertools
+import math
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax.tree_util import Partial
+
+import posterity as po
+from posterity.inference.mcmc import editor as editors
+from posterity.inference.mcmc import on_runs
+from posterity.inference.mcmc.editor import editor
+from posterity.inference.mcmc.on_runs import conditional_filter, gibbs, span, suffix
+from posterity.inference.mcmc.runs import kept
+from posterity.tests.fixtures import finite
+from posterity.tests.fixtures.finite import arrays
+from posterity.tests.fixtures.tiny_lm import language_model
+
+STOPPING = ([0.3, 0.7], [[0.5, 0.5], [0.2, 0.8]], [[1.0, 1.0], [0.5, 0.25], [0.3, 1.5]], [1.0, 3.0, 0.25])
+EXPONENT = 3.0
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64():
+        yield
+
+
+def stopping():
+    return finite.stopping(*arrays(*STOPPING))
+
+
+def markov():
+    return finite.markov(*arrays([0.3, 0.7], [[0.6, 0.4], [0.2, 0.8]], [[1.0, 1.0], [0.5, 0.25], [0.3, 1.5]]))
+
+
+def emitting():
+    return finite.emitting(*arrays([0.4, 0.6], [[0.7, 0.3], [0.1, 0.9]], [[0.5, 0.5], [0.2, 0.8]]), jnp.array([1, 0]))
+
+
+@po.program
+def words(lm, prompt, length):
+    """Texts that end early, in which every b counts double."""
+
+    def step(text, _):
+        token = po.sample("token", text.next())
+        po.factor("b", jnp.where(token == 1, jnp.log(2.0), 0.0))
+        return text.push(token)
+
+    return po.scan(step, lm.start(prompt), length=length)
+
+
+def bigrams():
+    lm = po.tabular.ngram(["ab", "aab", "b", "abba"], order=2)
+    return words(lm, lm.prompt("a"), 2)
+
+
+@cache
+def moves(kernel):
+    return lambda key, program, runs: kernel(key, program, runs)[0]
+
+
+def checked(kernel, program):
+    return po.check.invariant(moves(kernel), kept(program, scored=True))
+
+
+@po.program
+def rewriting(path, rates):
+    """Writes one step of a path anew, and leaves the other as it is; which one depends on how long the path is."""
+    which = po.sample("which", dist.Categorical(jnp.where(path[2] < 0, jnp.array([0.9, 0.1]), jnp.array([0.3, 0.7]))))
+
+    def step(carry, _):
+        t, last = carry
+        old = path[t + 1]
+        law = jnp.where((t == which) | (old < 0), jnp.asarray(rates)[last], jax.nn.one_hot(old, 2))
+        return t + 1, po.sample("x", dist.Categorical(law))
+
+    return po.scan(step, (0, path[0]), length=2, until=lambda carry: carry[1] == 1)
+
+
+def rewrite(rates, path):
+    return rewriting(path, rates)
+
+
+EDITOR = editor(Partial(rewrite, np.array([[0.6, 0.4], [0.25, 0.75]])))
+KERNELS = {"suffix": suffix(), "gibbs": gibbs("x"), "editor": EDITOR}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_on_runs_leave_their_law_invariant(laws, name):
+    laws.holds(f"{name}, on runs", checked(KERNELS[name], stopping()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [stopping, markov])
+def test_spans_leave_their_law_invariant(laws, program):
+    laws.holds("span, on runs", checked(span(), program()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("suffix, 2 tries", suffix(tries=2)), ("span of 2, 2 tries", span(2, tries=2)), ("conditional filter", conditional_filter(2))]
+)
+def test_several_tries_leave_their_law_invariant(laws, name, kernel):
+    laws.holds(f"{name}, on runs", checked(kernel, stopping()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kernel"), [("suffix", suffix()), ("span", span()), ("gibbs", gibbs("z"))])
+def test_data_may_drive_the_runs(laws, name, kernel):
+    laws.holds(f"{name}, on runs driven by data", checked(kernel, emitting()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kernel"), [("suffix", suffix()), ("span", span()), ("gibbs", gibbs("token"))])
+def test_token_kernels_leave_the_law_of_texts_invariant(laws, name, kernel):
+    laws.holds(f"{name}, texts of a tabular lm", checked(kernel, bigrams()))
+
+
+@pytest.mark.slow
+def test_the_cache_follows_texts_that_are_rewound(laws):
+    lm = language_model()
+    laws.holds("suffix, text of a decoder with its cache", checked(suffix(), words(lm, lm.prompt("ab"), 2)))
+
+
+def powered(program):
+    return po.adapt(po.power(program, EXPONENT, "token"), "token")
+
+
+@pytest.mark.slow
+def test_power_sampling_leaves_the_power_of_texts_invariant(laws):
+    laws.holds("suffix, p^3 of a tabular lm's texts", checked(suffix(), powered(bigrams())))
+
+
+def test_a_power_is_that_of_whole_texts_and_no_temperature():
+    start, following = np.array([0.5, 0.3, 0.2]), np.array([[0.98, 0.01, 0.01], [0.4, 0.3, 0.3], [0.34, 0.33, 0.33]])
+
+    @po.program
+    def pairs(start, following):
+        first = po.sample("first", dist.Categorical(start))
+        return jnp.stack([first, po.sample("second", dist.Categorical(following[first]))])
+
+    program = pairs(jnp.array(start), jnp.array(following))
+    sharp = lambda p: p**EXPONENT / (p**EXPONENT).sum()  # noqa: E731
+    texts = list(itertools.product(range(3), repeat=2))
+    power = sharp(np.array([start[a] * following[a, b] for a, b in texts]))
+    temperature = np.array([sharp(start)[a] * sharp(following[a])[b] for a, b in texts])
+    powers = po.power(program, EXPONENT, "first", "second")
+    found = po.exact(powers)
+    np.testing.assert_allclose([found.answers()[text].value for text in texts], power, atol=1e-12)
+    assert found.log_evidence == pytest.approx(math.log(sum((start[a] * following[a, b]) ** EXPONENT for a, b in texts)))
+    assert 0.5 * np.abs(power - temperature).sum() > 0.1
+    assert po.check.same_meaning(po.adapt(powers, "first", "second"), powers)
+
+
+# -- mutants -------------------------------------------------------------------------------------------------------------------
+
+
+def fresh(kernel):
+    """A function of its own, which enumeration has not traced yet."""
+    return lambda key, program, runs: kernel(key, program, runs)[0]
+
+
+def test_suffix_moves_without_the_ratio_of_lengths_are_refuted(laws, monkeypatch):
+    monkeypatch.setattr(on_runs, "log_positions", lambda runs: 0.0)
+    laws.fails("suffix on runs without n / n'", po.check.invariant(fresh(suffix()), kept(stopping())))
+
+
+@pytest.mark.slow
+def test_spans_that_forget_the_density_of_the_rest_are_refuted(laws, monkeypatch):
+    monkeypatch.setattr(on_runs, "priors", lambda runs, since: jnp.zeros(runs.steps.shape[0]))
+    laws.fails("span without the density of the rest", po.check.invariant(fresh(span()), kept(markov(), scored=True)))
+
+
+@pytest.mark.slow
+def test_editors_without_the_density_of_the_way_back_are_refuted(laws, monkeypatch):
+    monkeypatch.setattr(editors.Editor, "_density", lambda self, value, edit, choices, steps: jnp.zeros(()))
+    laws.fails("editor without q(x | x')", po.check.invariant(fresh(EDITOR), kept(stopping(), scored=True)))
+
+
+@pytest.mark.slow
+def test_power_sampling_that_compares_as_far_as_the_proposal_goes_is_refuted(laws, monkeypatch):
+    """As published: a proposal is no longer than the present text, and the ratio leaves out what the present text has beyond the proposal."""
+    on, choose = on_runs.on, on_runs.choose
+
+    def no_longer(key, program, runs, until, where, given=None):
+        return on(key, program, runs, on_runs.of_chain(runs, runs.steps), where, given)
+
+    def as_far(key, program, runs, log_weights, tries):
+        own = jnp.arange(runs.log_potentials.shape[1]) <= on_runs.of_chain(runs, runs.steps[runs.chains :])[:, None]
+        counted = own & (jnp.arange(runs.log_potentials.shape[1]) <= runs.steps[:, None])
+        return choose(key, program, runs, jnp.sum(jnp.where(counted, runs.log_potentials, 0.0), axis=1), tries)
+
+    monkeypatch.setattr(on_runs, "on", no_longer)
+    monkeypatch.setattr(on_runs, "choose", as_far)
+    laws.fails("power sampling as published, of texts that end early", po.check.invariant(fresh(suffix()), kept(powered(bigrams()))))

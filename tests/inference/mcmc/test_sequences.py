@@ -1,0 +1,228 @@
+"""Chains on runs and texts: what is kept is not computed again, the cache follows, many chains move at once, nothing compiles twice."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from flax import struct
+
+import posterity as po
+from posterity.inference.mcmc.kernels import cycle
+from posterity.inference.mcmc.on_runs import conditional_filter, gibbs, span, suffix
+from posterity.inference.mcmc.runs import kept
+from posterity.inference.mcmc.sequences import roomy
+from posterity.inference.mcmc.tries import are_tried, back, of_chain, on, place, spread
+from posterity.models.lm.language_model import LanguageModel
+from posterity.tests.fixtures.tiny_lm import language_model
+
+LENGTH = 5
+
+
+@po.program
+def words(lm, prompt, length):
+    """Texts in which every b counts double."""
+
+    def step(text, _):
+        token = po.sample("token", text.next())
+        po.factor("b", jnp.where(token == 1, jnp.log(2.0), 0.0))
+        return text.push(token)
+
+    return po.scan(step, lm.start(prompt), length=length)
+
+
+def bigrams():
+    return po.tabular.ngram(["ab", "abab", "bba"], order=2)
+
+
+def program(lm, prompt="ab"):
+    return words(lm, lm.prompt(prompt), LENGTH)
+
+
+@struct.dataclass
+class Counting:
+    """A model that counts the tokens that go through it."""
+
+    lm: LanguageModel
+
+    @property
+    def vocab_size(self):
+        return self.lm.tokenizer.vocab_size
+
+    @property
+    def context_length(self):
+        return self.lm.context_length
+
+    def start(self, tokens, length, n, steps):
+        law, memory = self.lm.model().start(tokens, length, n, steps)
+        return law, Counted(memory, jnp.zeros((), jnp.int32))
+
+    def advance(self, memory, tokens, active):
+        law, inner = self.lm.model().advance(memory.inner, tokens, active)
+        return law, Counted(inner, memory.read + jnp.sum(active, dtype=jnp.int32))
+
+
+@struct.dataclass
+class Counted:
+    inner: object
+    read: object  # tokens, of all texts together
+
+    def select(self, ancestors):
+        return replace(self, inner=self.inner.select(ancestors))
+
+    def rewind(self, lengths):
+        return replace(self, inner=self.inner.rewind(lengths))
+
+    def bytes(self):
+        return self.inner.bytes()
+
+
+def read(runs):
+    return int(runs.now.carry[0].memory.read)
+
+
+@functools.partial(jax.jit, static_argnames="chains")
+def begun(target, kernel, chains):
+    """Chains at their first states, with room for what the kernel tries."""
+    runs, _ = target.init(jax.random.key(1), chains)
+    return roomy(target, kernel, on(jax.random.key(2), target, runs, LENGTH, jnp.ones(chains, bool)))
+
+
+def test_the_kept_prefix_is_not_read_again():
+    lm = bigrams()
+    target = kept(program(LanguageModel.of(Counting(lm), lm.tokenizer, "counting")))
+    runs = begun(target, suffix(), 16)
+    first = read(runs)
+    assert first == int(runs.steps[:16].sum())
+
+    @jax.jit
+    def tried(runs):
+        position = place(jax.random.key(3), runs, least=0)
+        runs = back(jax.random.key(4), target, runs, position, 1, begun=True)
+        return position, on(jax.random.key(5), target, runs, LENGTH, are_tried(runs, 1))
+
+    position, runs = tried(runs)
+    kept_tokens = np.maximum(np.asarray(position)[16:] - 1, 0)
+    written = int((np.asarray(runs.steps)[16:] - kept_tokens).sum())
+    assert kept_tokens.sum() > 8
+    assert read(runs) - first == written + (kept_tokens > 0).sum()  # the last token that stays is taken in again, for the law after it
+
+
+def forced(target, runs, chains):
+    """The log densities of the chains' choices, read from their beginnings."""
+    again, _ = target.init(jax.random.key(6), chains)
+    choices = jax.tree.map(lambda x: x[:chains], runs.choices)
+    return on(jax.random.key(7), target, again, runs.steps[:chains], jnp.ones(chains, bool), choices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernel", [cycle(suffix(tries=2), span(2)), gibbs("token"), conditional_filter(3)], ids=["suffix and span", "gibbs", "conditional filter"]
+)
+def test_the_cache_is_that_of_the_texts_after_many_moves(kernel):
+    target, chains = kept(program(language_model()), scored=True), 4
+    runs = begun(target, kernel, chains)
+
+    @jax.jit
+    def moved(runs):
+        return jax.lax.fori_loop(0, 12, lambda k, runs: kernel(jax.random.fold_in(jax.random.key(8), k), target, runs)[0], runs)
+
+    runs = moved(runs)
+    again = jax.jit(lambda runs: forced(target, runs, chains))(runs)
+    made = np.arange(LENGTH) < np.asarray(runs.steps)[:chains, None]
+    np.testing.assert_allclose(np.where(made, runs.log_priors[:chains], 0.0), np.where(made, again.log_priors, 0.0), atol=1e-3)
+    np.testing.assert_array_equal(target.value(runs).tokens, target.value(again).tokens)
+    assert int(runs.now.carry[0].memory.pages.lacking) == 0
+
+
+traced = []
+
+
+@po.program
+def rare(length, probability):
+    """All heads, or nothing."""
+
+    def step(heads, _):
+        traced.append(None)
+        head = po.sample("head", dist.Bernoulli(probability))
+        po.factor("heads only", jnp.where(head == 1, 0.0, -jnp.inf))
+        return heads + head
+
+    return po.scan(step, 0, length=length)
+
+
+@pytest.mark.slow
+def test_chains_that_start_from_smc_start_where_something_is_allowed():
+    found = po.mcmc_sequences(jax.random.key(0), rare(6, 0.3), chains=64, draws=1, start="smc")
+    assert found.expect() == 6
+    assert bool(jnp.all(jnp.isfinite(found.log_weights)))
+    with pytest.raises(ValueError, match="found no state that the potentials allow"):
+        po.mcmc_sequences(jax.random.key(0), rare(12, 0.3), chains=1, draws=1).expect()
+
+
+def test_draws_of_a_chain_lie_together_and_another_key_or_other_data_compile_nothing_anew():
+    found = po.mcmc_sequences(jax.random.key(0), rare(3, 0.9), chains=3, draws=5, warmup=2, thinning=2)
+    assert (len(found), found.chains, found.by_chain().shape) == (15, 3, (3, 5))
+    assert jnp.isnan(found.log_evidence)
+    before = len(traced)
+    po.mcmc_sequences(jax.random.key(1), rare(3, 0.4), suffix(), chains=3, draws=5, warmup=2, thinning=2)
+    assert len(traced) == before > 0
+
+
+def test_annealing_tells_the_best_run_and_that_it_is_no_posterior():
+    @po.program
+    def climb():
+        def step(x, _):
+            x = x + po.sample("up", dist.Bernoulli(0.5))
+            po.factor("height", 1.0 * x)
+            return x
+
+        return po.scan(step, 0, length=5)
+
+    found = po.anneal(jax.random.key(0), climb(), exponents=jnp.linspace(0.1, 3.0, 60), chains=2)
+    assert (int(found.expect()), float(jnp.max(found.scores)), found.accepted.shape) == (5, 15.0, (60, 2))
+    assert "no posterior" in repr(found)
+    assert jnp.isnan(found.log_evidence)
+
+
+def test_what_cannot_be_moved_is_refused():
+    chunked = po.chunk(rare(4, 0.3), lambda heads: heads % 2 == 0)
+    with pytest.raises(TypeError, match="made of a function"):
+        po.mcmc_sequences(jax.random.key(0), chunked, gibbs("head"), draws=1)
+    with pytest.raises(ValueError, match="makes a choice called 'tail'; they make 'head'"):
+        po.mcmc_sequences(jax.random.key(0), rare(4, 0.3), gibbs("tail"), draws=1)
+    with pytest.raises(ValueError, match="start must be one of prior, smc"):
+        po.mcmc_sequences(jax.random.key(0), rare(4, 0.3), draws=1, start="anywhere")
+    with pytest.raises(ValueError, match="exponents must be a vector"):
+        po.anneal(jax.random.key(0), rare(4, 0.3), exponents=jnp.array([-1.0]))
+    with pytest.raises(ValueError, match="n must be at least 2"):
+        conditional_filter(1)
+
+
+@pytest.mark.slow
+def test_texts_that_their_program_writes_over_stop_the_chain():
+    @po.program
+    def hesitating(lm, prompt):
+        def step(carry, _):
+            text, t = carry
+            text = text.push(po.sample("token", text.next()))
+            return text.rewind(jnp.where(t == 2, 0, text.generated)), t + 1
+
+        return po.scan(step, (lm.start(prompt), 0), length=5, until=lambda carry: carry[1] == 5)[0]
+
+    lm = bigrams()
+    with pytest.raises(ValueError, match="NaN"):
+        po.mcmc_sequences(jax.random.key(0), hesitating(lm, lm.prompt("ab")), chains=4, draws=8)
+
+
+@pytest.mark.slow
+def test_rows_that_a_kernel_does_not_try_stay_as_they_are():
+    target = kept(rare(3, 0.3), scored=True)
+    runs, _ = target.init(jax.random.key(0), 2)
+    runs = spread(target, on(jax.random.key(1), target, runs, 3, jnp.ones(2, bool)), 3)
+    position = of_chain(runs, jnp.ones(2, jnp.int32))
+    after = back(jax.random.key(2), target, runs, position, 1)
+    assert after.steps.tolist() == [*runs.steps[:2].tolist(), 0, 0, *runs.steps[4:].tolist()]
