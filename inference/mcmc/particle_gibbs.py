@@ -142,6 +142,8 @@ def pimh(
     n: int,
     draws: int,
     warmup: int = 0,
+    chains: int = 1,
+    thinning: int = 1,
     resampling: str | type[Ancestors] = "systematic",
     threshold: float = 0.5,
     progress: bool = False,
@@ -156,7 +158,8 @@ def pimh(
       key: a `jax.random.key`.
       program: any program.
       n: the number of particles of each SMC.
-      draws, warmup, progress, checkpoint: as in `particle_gibbs`.
+      draws, warmup, chains, thinning: as in `pmmh`.
+      progress, checkpoint: as in `particle_gibbs`.
       resampling, threshold: of the SMC, as in `smc`.
 
     Returns:
@@ -184,6 +187,8 @@ def pimh(
         n=n,
         draws=draws,
         warmup=warmup,
+        chains=chains,
+        thinning=thinning,
         resampling=resampling,
         threshold=threshold,
         progress=progress,

@@ -1,5 +1,6 @@
 """Particle marginal Metropolis-Hastings (Andrieu, Doucet and Holenstein 2010): a chain on parameters whose likelihood SMC estimates."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,6 +77,8 @@ def pmmh(
     n: int,
     draws: int,
     warmup: int = 0,
+    chains: int = 1,
+    thinning: int = 1,
     proposal: Callable[[Any], dist.Distribution] | None = None,
     resampling: str | type[Ancestors] = "systematic",
     threshold: float = 0.5,
@@ -92,8 +95,10 @@ def pmmh(
       parameters: their prior, a NumPyro distribution; without `proposal` also a program without steps.
       model: from parameters to a program, as for `nested`.
       n: the number of inner particles.
-      draws: how many states of the chain to keep.
-      warmup: how many to throw away before them; the first is a draw of the prior.
+      draws: how many states of each chain to keep.
+      warmup: moves before them; a chain begins with a draw of the prior.
+      chains: how many, all moved in one batch.
+      thinning: of so many moves the last one's state is kept.
       proposal: q(. | parameters), from parameters to a NumPyro distribution over them; by default the prior. As for `model`,
         data in a `jax.tree_util.Partial` are arguments of the compiled code.
       resampling: of the inner SMC, as in `smc`.
@@ -120,12 +125,19 @@ def pmmh(
     True
     """
     program = nested(parameters, model, n=n, resampling=resampling, threshold=threshold)
-    step, read = Partial(_step, program, proposes(parameters, proposal)), Partial(_read, program)
-    return chain(key, program, Partial(_start, program), step, read, draws=draws, warmup=warmup, progress=progress, checkpoint=checkpoint)
+    start, step, read = Partial(_start(chains), program), Partial(_step, program, proposes(parameters, proposal)), Partial(_read, program)
+    counts = {"draws": draws, "warmup": warmup, "chains": chains, "thinning": thinning}
+    return chain(key, program, start, step, read, **counts, progress=progress, checkpoint=checkpoint)
 
 
-def _start(program: Nested, init_key: Array, run_key: Array) -> NestedParticles:
-    return run(run_key, program, program.init(init_key, 1)[0], program.length)
+@functools.cache
+def _start(chains: int) -> Callable:
+    """One object for each number of chains: jit knows compiled code again by it."""
+
+    def start(program: Nested, init_key: Array, run_key: Array) -> NestedParticles:
+        return run(run_key, program, program.init(init_key, chains)[0], program.length)
+
+    return start
 
 
 def _step(program: Nested, proposal: Proposal | None, key: Array, particles: NestedParticles) -> tuple[NestedParticles, Moved]:
@@ -133,7 +145,7 @@ def _step(program: Nested, proposal: Proposal | None, key: Array, particles: Nes
 
 
 def _read(program: Nested, particles: NestedParticles) -> tuple[Any, Array]:
-    return jax.tree.map(lambda x: x[0], program.value(particles)), particles.log_weights[0] > -jnp.inf
+    return program.value(particles), particles.log_weights > -jnp.inf
 
 
 def proposes(parameters: Program | dist.Distribution, proposal: Callable[[Any], dist.Distribution] | None) -> Proposal | None:

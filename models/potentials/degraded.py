@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt
 
 from posterity.models.lm.language_model import Prompt
 from posterity.models.lm.text import Text
-from posterity.models.potentials.reward import Reward, as_reward
+from posterity.models.potentials.reward import Reward, as_reward, mark, rewind
 
 
 @struct.dataclass
@@ -34,6 +34,12 @@ class Degraded:
 
     def select(self, state: Any, ancestors: Int[Array, " m"]) -> Any:
         return self.inner.select(state, ancestors)
+
+    def mark(self, state: Any) -> Any:
+        return mark(self.inner, state)
+
+    def rewind(self, state: Any, marks: Any) -> Any:
+        return rewind(self.inner, state, marks)
 
 
 def degraded(reward: Any, *, noise: float = 0.0, length_bias: float = 0.0, seed: int = 0) -> Degraded:

@@ -15,6 +15,7 @@ from posterity.models.lm.heads import Classifier
 from posterity.models.lm.language_model import Prompt
 from posterity.models.lm.text import Text
 from posterity.models.lm.tokenizer import Tokenizer
+from posterity.ppl.rewind import Rewindable
 from posterity.ppl.side_by_side import anywhere
 
 
@@ -93,6 +94,14 @@ class RewardModel:
     def select(self, state: Read, ancestors: Int[Array, " m"]) -> Read:
         return Read(state.memory.select(ancestors), state.generated[ancestors], state.logits[ancestors])
 
+    def mark(self, state: Read) -> tuple[Array, Array]:
+        """What it has read of each text, by which `rewind` finds back."""
+        return state.generated, state.logits
+
+    def rewind(self, state: Read, marks: tuple[Array, Array]) -> Read:
+        """The state when it had read so much of each text; nothing is read for it."""
+        return Read(state.memory.rewind(marks[0]), *marks)
+
     def check(self, name: str, tokenizer: Tokenizer, tokens: int) -> None:
         """Raises ValueError, in the name of `name`, when texts in these tokens, or of so many, cannot be read."""
         if tokenizer != self.classifier.tokenizer:
@@ -119,6 +128,24 @@ class TextReward:
 
     def select(self, state: tuple, ancestors: Int[Array, " m"]) -> tuple:
         return state
+
+
+def mark(reward: Reward | None, state: Any) -> Any:
+    """Where the state of n texts' reward is, by which `rewind` takes it back with the texts: leaves [n, ...].
+
+    Raises:
+      TypeError: when it keeps something of the texts and no way back.
+    """
+    if isinstance(reward, Rewindable):
+        return reward.mark(state)
+    if jax.tree.leaves(state):
+        raise TypeError(f"a {type(reward).__name__} keeps what it has read of a text, and cannot go back in it: it has no mark and rewind")
+    return state
+
+
+def rewind(reward: Reward | None, state: Any, marks: Any) -> Any:
+    """The state where each text's was at its own of the `marks`."""
+    return reward.rewind(state, marks) if isinstance(reward, Rewindable) else marks
 
 
 def as_reward(x: Reward | Classifier | Callable[[Text], Array]) -> Reward:

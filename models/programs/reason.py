@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from posterity.models.lm.language_model import PROMPT_BUCKET, LanguageModel, Prompt
 from posterity.models.lm.next_token import checked_law
 from posterity.models.lm.text import Text, Texts, TextSource
-from posterity.models.potentials.reward import Reward, RewardModel, as_reward
+from posterity.models.potentials.reward import Reward, RewardModel, as_reward, mark, rewind
 from posterity.models.programs.extract import extractor
 from posterity.models.programs.generate import stop_automaton
 from posterity.ppl.answer import Answer
@@ -197,6 +197,15 @@ class Reason:
         finish = jnp.select([holds for holds, _ in why], [FINISHES.index(name) for _, name in why], FINISHES.index("running"))
         work = jax.tree.map(lambda x: jnp.broadcast_to(x, finish.shape), p.work)
         return Reasoning(text, p.scores, p.ends, p.steps, finish, p.log_probability, work, self.extract)
+
+    def mark(self, particles: Particles) -> Particles:
+        """Where each text is, with its scores; what all have cost does not go back."""
+        return replace(particles, texts=particles.texts.mark(), reward=mark(self.reward, particles.reward), work=None)
+
+    def rewind(self, particles: Particles, marks: Particles) -> Particles:
+        """Each text where it was at its own of the `marks`, its reward model's cache too. The one token that is read for it is not charged."""
+        texts, state = self.source.rewind(particles.texts, marks.texts), rewind(self.reward, particles.reward, marks.reward)  # pyright: ignore[reportArgumentType]
+        return replace(marks, texts=texts, reward=state, work=particles.work)
 
     def charged(self, particles: Particles, others: Particles) -> Particles:
         """The particles with the work that others have done: these went on from them, and are given up."""

@@ -16,7 +16,7 @@ from posterity.inference.mcmc import editor as editors
 from posterity.inference.mcmc import on_runs
 from posterity.inference.mcmc.editor import editor
 from posterity.inference.mcmc.on_runs import conditional_filter, gibbs, span, suffix
-from posterity.inference.mcmc.runs import kept
+from posterity.inference.mcmc.runs import Kept, kept
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import arrays
 from posterity.tests.fixtures.tiny_lm import language_model
@@ -181,6 +181,17 @@ def test_spans_that_forget_the_density_of_the_rest_are_refuted(laws, monkeypatch
 def test_editors_without_the_density_of_the_way_back_are_refuted(laws, monkeypatch):
     monkeypatch.setattr(editors.Editor, "_density", lambda self, value, edit, choices, steps: jnp.zeros(()))
     laws.fails("editor without q(x | x')", po.check.invariant(fresh(EDITOR), kept(stopping(), scored=True)))
+
+
+@pytest.mark.slow
+def test_conditional_filters_that_follow_nothing_are_refuted(laws, monkeypatch):
+    step = Kept.step
+
+    def free(self, key, runs, *, where=None, given=None, which=None):
+        return step(self, key, runs, where=where, given=given, which=None if which is None else jnp.zeros_like(which))
+
+    monkeypatch.setattr(Kept, "step", free)
+    laws.fails("conditional filter on runs that follows nothing", po.check.invariant(fresh(conditional_filter(2)), kept(stopping(), scored=True)))
 
 
 @pytest.mark.slow

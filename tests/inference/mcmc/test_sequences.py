@@ -138,6 +138,17 @@ def test_the_cache_is_that_of_the_texts_after_many_moves(kernel):
     assert int(runs.now.carry[0].memory.pages.lacking) == 0
 
 
+@pytest.mark.slow
+def test_particle_independent_chains_move_over_texts_in_one_batch():
+    """1,600 draws of 8 chains; the bound of 0.1 is more than four standard errors of a probability if every eighth of them were independent."""
+    target = words(lm := bigrams(), lm.prompt("a"), 3)
+    found = po.pimh(jax.random.key(0), target, n=4, draws=200, chains=8)
+    exact = po.exact(target)
+    long = lambda text: text.generated == 3  # noqa: E731
+    assert (len(found), found.chains, found.by_chain(long).shape) == (1600, 8, (8, 200))
+    assert abs(float(found.prob(long)) - exact.prob(long)) < 0.1
+
+
 traced = []
 
 
