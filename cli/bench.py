@@ -35,6 +35,7 @@ from posterity.models.programs.reason import reason
 from posterity.models.programs.tasks import Problem, Task, Verifier, task, verifier
 
 MODELS = {"abacus": "abacus"}  # by kind of task, where none is given
+SIDE_BY_SIDE = 50  # problems in one batch, at most: of few texts each, more gain nothing
 REFERENCE = "pf"  # what the others are compared with in print; the files compare every two
 REWARDS = {"abacus": "abacus-prm", "reasoning-gym": "verifier"}
 
@@ -217,7 +218,7 @@ def run(bench: Bench, log: Log, work: Sequence[Work], *, particles: int, quiet: 
         for one in work:
             bar.update(shown, description=f"{one.sampler}, {one.n} rollouts a problem")
             wanted = _by_pair(one.places)
-            for pairs in batched(one.pairs, max(1, particles // one.n)):
+            for pairs in batched(one.pairs, max(1, min(particles // one.n, SIDE_BY_SIDE))):
                 drawn = running.watch("", functools.partial(bench.draw, one.sampler, one.n, pairs), quiet=True)
                 for place, pair in enumerate(dict.fromkeys(pairs)):
                     log.add(judged(bench, drawn, place, wanted[pair]))

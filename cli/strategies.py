@@ -135,11 +135,6 @@ class Drawn(NamedTuple):
         return Rollouts([decode(path) for path in paths], list(paths), *parts, ends - starts, self.scored[place])
 
 
-# Texts whose problems share products; more run one problem after the other, in the same program. Measured on two cores (benchmarks/problems.py): side by
-# side, 64 problems of one text were 1.3 to 2.5 times as fast as alone, and 8 or 64 problems of 64 texts took three times as long.
-SIDE_BY_SIDE = 16
-
-
 @functools.lru_cache(maxsize=64)
 def drawing(sampler: Sampler, n: int, program_of: Callable[..., Any]) -> Callable[..., Drawn]:
     """`draw(keys, prompts, numbers, *arguments)`: n rollouts of `program_of(prompt, number, *arguments)` for each problem, all in one compiled program."""
@@ -147,10 +142,8 @@ def drawing(sampler: Sampler, n: int, program_of: Callable[..., Any]) -> Callabl
     def one(key: Array, prompt: Prompt, number: Array, arguments: tuple) -> Drawn:
         return _kept(sampler.draw(key, program_of(prompt, number, *arguments), n=n))
 
-    side_by_side = max(1, SIDE_BY_SIDE // n)
-
     def all_of(keys: Array, prompts: Prompt, numbers: Array, arguments: tuple) -> Drawn:
-        return jax.lax.map(lambda x: one(x[0], x[1], x[2], arguments), (keys, prompts, numbers), batch_size=side_by_side if side_by_side > 1 else None)
+        return jax.vmap(one, in_axes=(0, 0, 0, None))(keys, prompts, numbers, arguments)
 
     run = jax.jit(all_of)
     return lambda keys, prompts, numbers, *arguments: Drawn(*jax.device_get(run(keys, prompts, numbers, arguments)))

@@ -21,6 +21,7 @@ from posterity.inference.posterior import Posterior
 from posterity.ppl.component import State, complaint
 from posterity.ppl.effects import Decider, followed, isolated, loop
 from posterity.ppl.program import Definition, Program, choices_of, is_program, runs_on_host
+from posterity.ppl.side_by_side import anywhere, held
 
 
 class Info(NamedTuple):
@@ -98,7 +99,10 @@ def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step:
     run = begin(key, program, n, init, history, moves)
     steps = run.record.ess.shape[0]
     if steps:
-        run = loop(lambda run: going(run, program, moves), lambda run: advance(run, program, step), run, limit=steps)
+        turn = lambda run: advance(run, program, step)  # noqa: E731
+        if not followed():  # in compiled code, which may be mapped over many problems
+            turn = lambda run: held(going(run, program, moves), advance(run, program, step), run)  # noqa: E731
+        run = loop(lambda run: anywhere(going(run, program, moves)), turn, run, limit=steps)
     return finish(run, program)
 
 

@@ -18,6 +18,7 @@ from posterity.inference.answers.curves import (
     calibration,
     difference_curve,
 )
+from posterity.inference.answers.limits import Retried, Stopped, adaptive_majority, best_of_k_error, lead, saturation, votes_needed
 from posterity.inference.answers.mode import Mode, mode
 
 __all__ = [
@@ -28,15 +29,20 @@ __all__ = [
     "CoverageLaw",
     "Curve",
     "Mode",
+    "Retried",
+    "Stopped",
     "Trials",
     "Weibulls",
     "accuracy_curve",
+    "adaptive_majority",
     "best",
+    "best_of_k_error",
     "best_of_majority",
     "budget_ratio",
     "calibration",
     "coverage",
     "difference_curve",
+    "lead",
     "majority",
     "merged",
     "minimum_bayes_risk",
@@ -44,4 +50,6 @@ __all__ = [
     "pass_at_k",
     "pruned",
     "rpc",
+    "saturation",
+    "votes_needed",
 ]

@@ -20,11 +20,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 from posterity.models.lm import attention
 from posterity.models.lm.attention import KeysValues
 from posterity.models.lm.decoder import Decoder
-from posterity.models.lm.pages import NOWHERE, Pages
+from posterity.models.lm.pages import NOWHERE, Pages, Writes
+from posterity.ppl.side_by_side import held
 
 CHUNK = 128  # tokens of a prompt that go through the decoder together: what prefill holds beside keys and values is bounded by it
 PAGE = 4  # tokens; 256 particles that resample at every step hold a third less than with 8, and half of what they hold with 16
 STRETCH = 16  # tokens of a text that are read together
+TOGETHER = 128  # texts of many prompts that go through the decoder together
 
 
 @struct.dataclass
@@ -68,6 +70,10 @@ class Cache:
         """The texts cut to their first `lengths` generated tokens."""
         return replace(self, pages=self.pages.rewind(lengths))
 
+    def held(self, going: Bool[Array, ""], before: Self) -> Self:
+        """The texts before, unless `going`. The pool stays as it is: what was written there since, no text of before reads."""
+        return replace(self, pages=held(going, self.pages, before.pages))
+
     def bytes(self) -> dict[str, Array]:
         """What is held. "lacking" is there only when the pool could be too small: more than 0 once it was, and the texts stood still."""
         pages, (n, width) = self.pages, self.pages.table.shape
@@ -90,14 +96,15 @@ class Reading:
     cache: Cache
     length: Int[Array, ""]  # of the longest text that takes part, tokens
     new: tuple[KeysValues, ...] = ()  # of the layers so far, each [n, 1, kv heads, size]
+    prompts: Int[Array, " n"] | None = None  # whose prompt each text has, where `cache.prompt` holds several, and `prompt_length` is [n]
 
     def attend(self, i: int, query: Array, new: KeysValues, *, scale: float, window: int | None = None, softcap: float | None = None) -> tuple[Array, Self]:
         """What queries [n, 1, heads, size] of layer i read of the prompt, of their text's tokens and of themselves, [n, 1, heads * size]."""
         n, _, heads, size = query.shape
         cache, lengths = self.cache, self.cache.pages.lengths
         shared, kv_heads = cache.prompt[i], new.keys.shape[2]
-        positions = jnp.arange(shared.keys.shape[2])
-        visible = attention.seen((cache.prompt_length + lengths)[:, None], positions, window) & (positions < cache.prompt_length)
+        positions = jnp.arange(shared.keys.shape[-1])
+        visible = attention.seen((cache.prompt_length + lengths)[:, None], positions, window) & (positions < jnp.reshape(cache.prompt_length, (-1, 1)))
 
         page = cache.pages.size
         several = max(STRETCH // page, 1)
@@ -110,9 +117,14 @@ class Reading:
             return _layer(cache.keys, numbers, i, shared.keys.dtype), _layer(cache.values, numbers, i, shared.values.dtype), own
 
         options = {"scale": scale, "softcap": softcap}
+        if self.prompts is None:
+            of_prompt = attention.shared(query[:, 0], shared.keys, shared.values, visible, **options)
+        else:
+            keys, values = (_rows(x, self.prompts) for x in shared)
+            of_prompt = attention.in_stretches(query[:, 0], lambda _: (keys.swapaxes(2, 3), values, visible), 1, kv_heads, **options)
         read = attention.merge(
             [
-                attention.shared(query[:, 0], shared.keys, shared.values, visible, **options),
+                of_prompt,
                 attention.in_stretches(query[:, 0], stretch, -(-self.length // (several * page)), kv_heads, **options),
                 attention.itself(query[:, 0], new.keys[:, 0], new.values[:, 0], **options),
             ]
@@ -169,27 +181,94 @@ class CachedDecoder:
     def advance(self, memory: Cache, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Float[Array, "n vocab"], Cache]:
         """One forward pass over one token of each active text. Nothing moves when the pool has no room for them."""
         pages, writes = memory.pages.push(active, tokens)
-        pool = memory.keys, memory.values
-        if pages.size > 1:
-            pool = _copied(pool, writes.sources, writes.targets)
-        reading = replace(memory, pages=replace(pages, lengths=memory.pages.lengths), keys=pool[0], values=pool[1])
+        reading = replace(memory, pages=replace(pages, lengths=memory.pages.lengths))
         graph, weights = nnx.split(self.decoder)
-
-        def everyone(weights, cache, tokens, active, twins):
-            return forward(nnx.merge(graph, weights), cache, tokens, active)
-
-        n = active.shape[0]
-        whole = everyone if n < 32 else alone(functools.partial(_by_number, everyone, (n // 4, 3 * n // 4)), everyone)
-        logits, new = whole(weights, reading, tokens, writes.pages < NOWHERE, writes.twins)
-        keys, values = (held.at[writes.pages, :, :, writes.offsets].set(_bits(x), mode="drop") for held, x in zip(pool, new, strict=True))
+        logits, keys, values = _passing(graph)(weights, reading, tokens, writes)
         return logits, replace(memory, pages=pages, keys=keys, values=values)
 
 
-def forward(decoder: Decoder, cache: Cache, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> tuple[Array, KeysValues]:
+def _passing(graph: Any) -> Callable[..., tuple[Array, Array, Array]]:
+    """One pass over the texts of one prompt, and under `vmap` over prompts one over all of their texts: logits [n, vocab], and the pool written to."""
+
+    def one(weights: Any, cache: Cache, tokens: Array, writes: Writes) -> tuple[Array, Array, Array]:
+        pool = cache.keys, cache.values
+        if cache.pages.size > 1:
+            pool = _copied(*pool, writes.sources, writes.targets)
+        everyone, n = functools.partial(_everyone, graph), tokens.shape[0]
+        whole = everyone if n < 32 else functools.partial(_by_number, everyone, (n // 4, 3 * n // 4))
+        logits, new = whole(weights, replace(cache, keys=pool[0], values=pool[1]), tokens, writes.pages < NOWHERE, writes.twins)
+        return logits, *_written(*pool, new, writes.pages, writes.offsets)
+
+    passed = jax.custom_batching.custom_vmap(one)
+
+    @passed.def_vmap
+    def rule(size: int, batched: list, *args: Any) -> tuple[tuple[Array, Array, Array], tuple[bool, bool, bool]]:
+        if any(jax.tree.leaves(batched[0])):  # models that differ share no products
+            found = jax.vmap(one, in_axes=jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched)), axis_size=size)(*args)
+        else:
+            weights, *rest = args
+            each = jax.tree.map(lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape)), rest, list(batched[1:]))
+            found = _of_many(graph, weights, *each)
+        return found, (True, True, True)
+
+    return passed
+
+
+def _of_many(graph: Any, weights: Any, cache: Cache, tokens: Int[Array, "prompts n"], writes: Writes) -> tuple[Array, Array, Array]:
+    """The pass over the texts of many prompts, every leaf with that leading axis: those that take part and differ, wherever they are, `TOGETHER` at a time."""
+    prompts, n = tokens.shape
+    several, capacity = prompts * n, cache.keys.shape[1]
+    few, beyond = min(TOGETHER, several), jnp.arange(prompts, dtype=jnp.int32)[:, None]
+    apart = lambda pages: jnp.where(pages < NOWHERE, pages + beyond * capacity, NOWHERE).ravel()  # noqa: E731 - all pools are one
+    pool = tuple(x.reshape(-1, *x.shape[2:]) for x in (cache.keys, cache.values))
+    if cache.pages.size > 1:
+        pool = _copied(*pool, apart(writes.sources), apart(writes.targets))
+    pages, offsets, tokens = apart(writes.pages), writes.offsets.ravel(), tokens.ravel()
+    table, lengths = apart(cache.pages.table.reshape(prompts, -1)).reshape(several, -1), cache.pages.lengths.ravel()
+    counts = cache.pages.counts.ravel()
+    order = jnp.argsort(pages >= NOWHERE, stable=True)
+    asked = jnp.sum(pages < NOWHERE, dtype=jnp.int32)
+
+    def some(first: Array) -> tuple[Array, KeysValues]:
+        """Those from number `first` on: logits, keys and values."""
+        at = first + jnp.arange(few)
+        rows = order[jnp.minimum(at, several - 1)]
+        own = rows // n
+        own_pages = Pages(table[rows], lengths[rows], counts, cache.pages.peak, cache.pages.lacking, cache.pages.size)
+        apiece = replace(cache, prompt_length=cache.prompt_length[own], pages=own_pages, keys=pool[0], values=pool[1])
+        return forward(nnx.merge(graph, weights), apiece, tokens[rows], at < asked, own)
+
+    def turn(j: Array, found: tuple) -> tuple:
+        return jax.tree.map(lambda all, some: jax.lax.dynamic_update_slice_in_dim(all, some, j * few, 0), found, some(j * few))
+
+    shapes = jax.eval_shape(some, jnp.zeros((), jnp.int32))
+    none = jax.tree.map(lambda x: jnp.zeros((-(-several // few) * few, *x.shape[1:]), x.dtype), shapes)
+    # The pool is only read in this loop, and written after it: so it is written in place.
+    found, new = jax.lax.fori_loop(0, -(-asked // few), turn, none)
+    places = jnp.where(jnp.arange(several) < asked, pages[order], NOWHERE)
+    keys, values = _written(*pool, jax.tree.map(lambda x: x[:several], new), places, offsets[order])
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(several))
+    logits = found[place[(writes.twins + beyond * n).ravel()]].reshape(prompts, n, -1)
+    return logits, keys.reshape(cache.keys.shape), values.reshape(cache.values.shape)
+
+
+def _everyone(graph: Any, weights: Any, cache: Cache, tokens: Array, active: Array, twins: Array) -> tuple[Array, KeysValues]:
+    return forward(nnx.merge(graph, weights), cache, tokens, active)
+
+
+def _written(keys: Array, values: Array, new: KeysValues, pages: Array, offsets: Array) -> tuple[Array, Array]:
+    """The pool with new tokens' keys and values [n, layers, kv heads, size] in their places."""
+    keys, values = (pool.at[pages, :, :, offsets].set(_bits(x), mode="drop") for pool, x in zip((keys, values), new, strict=True))
+    return keys, values
+
+
+def forward(
+    decoder: Decoder, cache: Cache, tokens: Int[Array, " n"], active: Bool[Array, " n"], prompts: Int[Array, " n"] | None = None
+) -> tuple[Array, KeysValues]:
     """Logits [n, vocab] after the active texts' new tokens, and their keys and values [n, layers, kv heads, size]; the cache stays as it is."""
     lengths = cache.pages.lengths
     longest = jnp.max(jnp.where(active, lengths, 0))
-    hidden, reading = decoder.decode(tokens, cache.prompt_length + lengths, Reading(cache, longest))
+    hidden, reading = decoder.decode(tokens, cache.prompt_length + lengths, Reading(cache, longest, prompts=prompts))
     return decoder.logits(hidden), KeysValues(*(jnp.concatenate(part, axis=1) for part in zip(*reading.new, strict=True)))
 
 
@@ -208,16 +287,9 @@ def _by_number(everyone: Callable, sizes: tuple[int, ...], weights: Any, cache: 
     return jax.lax.switch(sum((jnp.sum(active) > few).astype(jnp.int32) for few in sizes), passes)
 
 
-def alone(function: Callable, mapped: Callable) -> Callable:
-    """`function`, and under `vmap` (over prompts, say) `mapped`, which means the same: there every branch of a condition is computed, and loops copy."""
-    chosen = jax.custom_batching.custom_vmap(function)
-
-    @chosen.def_vmap
-    def rule(size, batched, *args):
-        out = jax.vmap(mapped, in_axes=jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched)), axis_size=size)(*args)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return chosen
+def _rows(x: Array, rows: Array) -> Array:
+    """x[rows], of whose entries each is one row of a matrix; see `_layer`."""
+    return x.reshape(x.shape[0], -1).at[rows].get(mode="promise_in_bounds").reshape(*rows.shape, *x.shape[1:])
 
 
 def _layer(pool: Array, pages: Array, layer: int, dtype: Any) -> Array:
@@ -233,7 +305,7 @@ def _bits(x: Array) -> Array:
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
-def _copy_each(pool: tuple[Array, Array], sources: Array, targets: Array) -> tuple[Array, Array]:
+def _copied(keys: Array, values: Array, sources: Array, targets: Array) -> tuple[Array, Array]:
     """The pool after its pages `sources` [n] were copied to `targets`, those that are not NOWHERE, one after the other."""
     order = jnp.argsort(targets)
 
@@ -241,12 +313,4 @@ def _copy_each(pool: tuple[Array, Array], sources: Array, targets: Array) -> tup
         row = order[i]
         return jax.tree.map(lambda x: x.at[targets[row]].set(x[sources[row]]), pool)
 
-    return jax.lax.fori_loop(0, jnp.sum(targets < NOWHERE), copy, pool)
-
-
-def _copy_together(pool: tuple[Array, Array], sources: Array, targets: Array) -> tuple[Array, Array]:
-    """The same at once."""
-    return jax.tree.map(lambda x: x.at[targets].set(x[sources], mode="drop"), pool)
-
-
-_copied = alone(_copy_each, _copy_together)
+    return jax.lax.fori_loop(0, jnp.sum(targets < NOWHERE), copy, (keys, values))

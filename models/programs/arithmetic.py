@@ -136,6 +136,17 @@ def random_prompt(rng: Random, level: Level) -> str:
             return tree.text + "="
 
 
+def longest(level: int) -> int:
+    """The most characters that an expression of a level has; with its line break a line of a right solution, which is shorter, has no more.
+
+    >>> [longest(level) for level in LEVELS]
+    [3, 7, 8, 15, 15, 20]
+    """
+    operations, digits, parentheses, *_ = LEVELS[level]
+    # Every operation but the outermost may stand in parentheses.
+    return min((operations + 1) * digits + operations + 2 * (operations - 1) * parentheses, MAX_EXPRESSION)
+
+
 def is_held_out(prompt: str) -> bool:
     """Whether a prompt belongs to the eighth of all prompts (by their checksum) that is never trained on."""
     return zlib.crc32(prompt.encode()) % 8 == 0

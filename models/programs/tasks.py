@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import re
 from collections.abc import Callable
 from random import Random
@@ -20,7 +21,7 @@ from posterity.models.lm.tokenizer import Tokenizer
 from posterity.models.programs import arithmetic
 
 DIFFICULTIES = {"easy": 4, "medium": 5, "hard": 6}  # levels of `arithmetic`, of which the shipped model solves .89, .71 and .47 with one sample
-KNOWN = ("abacus:easy", "abacus:medium", "abacus:hard", "abacus:LEVEL", "reasoning-gym:NAME")
+KNOWN = ("abacus:easy", "abacus:medium", "abacus:hard", "abacus:LEVEL", "reasoning-gym:NAME", "reasoning-gym:NAME,OPTION=VALUE,...")
 PATIENCE = 1_000  # draws for each problem that is wanted: levels with few problems run out of new ones
 INSTRUCTION = "Reply with the answer only."
 SHORT = 32  # tokens: an answer without its reasoning
@@ -59,7 +60,8 @@ def task(name: str, *, count: int, seed: int = 0) -> Task:
 
     - `abacus:easy`, `abacus:medium`, `abacus:hard`, or `abacus:1` to `abacus:6`: distinct problems of a level of `arithmetic`, none of them
       ever trained on (`arithmetic.is_held_out`).
-    - `reasoning-gym:NAME`: of the package `reasoning-gym`, scored by its own verifier.
+    - `reasoning-gym:NAME`: of the package `reasoning-gym`, scored by its own verifier; with options of how problems are made there, such as
+      `reasoning-gym:chain_sum,max_terms=2,max_digits=1`, if they are to be easier.
 
     Raises:
       ImportError: for reasoning-gym without the extra `gym`.
@@ -105,8 +107,8 @@ def _abacus(name: str, level: int, count: int, seed: int) -> Task:
     else:
         raise ValueError(f"task: {name} has no {count} problems that were never trained on; it has about {len(prompts)}")
     problems = tuple(Problem(prompt, _Equals(arithmetic.trace(prompt)[-1])) for prompt in prompts)
-    # Every reduction is a line, and shorter than the prompt; of all prompts, so that what is compiled does not depend on which were drawn.
-    return Task(name, problems, chat=False, extract=last_line, steps=arithmetic.LEVELS[level].operations, step_tokens=arithmetic.MAX_EXPRESSION)
+    # Every reduction is a line, and shorter than the prompt; of all prompts of the level, so that what is compiled does not depend on which were drawn.
+    return Task(name, problems, chat=False, extract=last_line, steps=arithmetic.LEVELS[level].operations, step_tokens=arithmetic.longest(level))
 
 
 def _reasoning_gym(name: str, which: str, count: int, seed: int) -> Task:
@@ -114,12 +116,25 @@ def _reasoning_gym(name: str, which: str, count: int, seed: int) -> Task:
         raise ImportError(f"task: {name} needs the package reasoning-gym: pip install 'posterity[gym]'")
     import reasoning_gym  # pyright: ignore[reportMissingImports] - optional, and slow to import
 
+    which, *given = which.split(",")
+    options = dict(_option(name, one) for one in given)
     try:
-        dataset = reasoning_gym.create_dataset(which, size=count, seed=seed)
-    except ValueError as error:
+        dataset = reasoning_gym.create_dataset(which, size=count, seed=seed, **options)
+    except (ValueError, TypeError, AssertionError) as error:  # an unknown name, an unknown option, a value out of range
         raise ValueError(f"task: {name} cannot be made: {error}") from error
     problems = tuple(Problem(entry["question"], _Verified(dataset, entry)) for entry in dataset)
     return Task(name, problems, chat=True, extract=short_answer, steps=1, step_tokens=SHORT)
+
+
+def _option(name: str, given: str) -> tuple[str, Any]:
+    """A name and a value: as JSON has it, or a word."""
+    option, equals, value = given.partition("=")
+    if not (option and equals and value):
+        raise ValueError(f"task: options of {name} are OPTION=VALUE, got {given!r}")
+    try:
+        return option, json.loads(value)
+    except json.JSONDecodeError:
+        return option, value
 
 
 @struct.dataclass

@@ -1,4 +1,4 @@
-"""Numbers that were worked out elsewhere: weights of published potentials, entropic resampling, coverage of a Beta law."""
+"""Numbers that were worked out elsewhere: weights of published potentials, entropic resampling, coverage of a Beta law, limits of resampling."""
 
 import math
 
@@ -62,3 +62,70 @@ def test_coverage_of_a_beta_law_is_its_integral(k):
     missed = quad(density, 0, 1, weight="alg", wvar=(-0.3, 0))[0] / whole
     assert float(law(k)) == pytest.approx(1 - missed, abs=1e-8)
     assert float(law(k)) == pytest.approx(1 - math.prod((2.5 + i) / (3.2 + i) for i in range(k)), abs=1e-10)
+
+
+@pytest.mark.parametrize(("first", "second", "sure"), [(2, 0, 0.875), (3, 0, 0.9375), (4, 0, 0.96875), (5, 1, 0.9375), (6, 1, 0.964844), (8, 2, 0.967285)])
+def test_how_sure_votes_are_that_the_first_answer_is_ahead(first, second, sure):
+    assert rules.lead(first, second) == pytest.approx(sure, abs=1e-6)
+    assert rules.lead(first, second) + rules.lead(second, first) == pytest.approx(1.0)
+
+
+def test_votes_stop_at_four_to_none_at_six_to_one_and_at_eight_to_two():
+    """Adaptive consistency at .95: with a vote less the answer was not sure."""
+    for votes, used in (("yyyyyy", 4), ("ynyyyyyyy", 7), ("nynyyyyyyyy", 10)):
+        found = rules.adaptive_majority(votes)
+        assert (found.choice.answer, found.used) == ("y", used)
+        assert rules.adaptive_majority(votes[: used - 1]).sure < 0.95 <= found.sure
+    assert rules.adaptive_majority("ynz", level=0.99).used == 3
+
+
+def test_a_verifier_that_passes_wrong_answers_sets_a_limit_to_resampling():
+    """Two kinds of problems, as fitted to Llama-3.1-8B on HumanEval+: what is accepted in the end, and how many rollouts are worth the most."""
+    law = rules.Retried((0.58, 0.42), (0.87, 0.13), complete=1.0, sound=0.75)
+    right, wrong = law.accepted(2_000)
+    assert [right.sum(), wrong.sum()] == pytest.approx([0.71624, 0.28376], abs=1e-5)
+    for cost, count, worth in ((1, 2, 0.472381), (2, 1, 0.3388), (4, 1, 0.1184), (8, 0, 0.0)):
+        assert law.best(cost) == count
+        assert law.value(count, cost) == pytest.approx(worth, abs=1e-6)
+    assert [law.value(k, 0.0) for k in (1, 2, 3)] == pytest.approx([0.5592, 0.64402, 0.67207], abs=1e-5)
+
+
+@pytest.mark.parametrize(("chance", "top", "least", "count"), [(0.3, 1.0, 0.01, 10), (0.1, 0.9, 0.01, 21), (0.5, 0.8, 0.001, 9)])
+def test_the_rollout_from_which_coverage_hardly_grows(chance, top, least, count):
+    assert rules.saturation(chance, top, least) == count
+    added = [top * chance * (1 - chance) ** n for n in range(count + 1)]
+    assert added[count] <= least < added[count - 1]
+
+
+@pytest.mark.parametrize(
+    ("bias", "errors"),
+    [
+        (0.0, {1: 1.0, 2: 0.36338023, 4: 0.12070214, 16: 0.01044456, 64: 0.00073332, 256: 0.00004738}),
+        (0.5, {1: 1.25, 2: 0.46053941, 4: 0.15413965, 16: 0.0134025, 64: 0.00094155}),
+        (1.0, {1: 2.0, 2: 0.81491466, 4: 0.29626672, 16: 0.02794035, 64: 0.00199063}),
+    ],
+)
+def test_the_error_of_the_best_of_k_falls_like_its_square(bias, errors):
+    for k, error in errors.items():
+        assert rules.best_of_k_error(k, bias) == pytest.approx(error, abs=1e-8)
+    assert rules.best_of_k_error(4_096, bias) == pytest.approx(math.pi * math.exp(bias**2) / 4_096**2, rel=0.002)
+
+
+def test_the_rollouts_that_best_of_majority_needs():
+    assert rules.votes_needed(10, 5, 0.01) == pytest.approx(1362.75, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rules.lead(-1, 2), "must not be negative"),
+        (lambda: rules.adaptive_majority([]), "at least one answer"),
+        (lambda: rules.adaptive_majority(["x"], level=0.4), "level must lie between"),
+        (lambda: rules.saturation(1.0, 1.0, 0.1), "the chance below 1"),
+        (lambda: rules.best_of_k_error(0), "k must be at least 1"),
+        (lambda: rules.votes_needed(0.5, 1, 0.1), "rarity and k must be at least 1"),
+    ],
+)
+def test_bad_input_to_the_limits_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

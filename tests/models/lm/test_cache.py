@@ -205,3 +205,33 @@ def test_more_copies_than_there_were_texts_get_a_larger_pool():
     assert float(after.bytes()["lacking"]) == 0
     tokens = np.concatenate([np.tile(first, (2 * N, 1)), twice[:, None], np.arange(2 * N)[:, None]], axis=1)
     np.testing.assert_allclose(logits, recomputed(tokens, np.full(2 * N, PROMPT + 2)), atol=1e-4)
+
+
+def test_texts_of_many_prompts_go_through_the_decoder_together_and_are_each_its_own(monkeypatch):
+    """Random tokens, waiting, copies and rewinds within three prompts of unlike lengths, four texts at a time: logits as of whole sequences."""
+    monkeypatch.setattr("posterity.models.lm.cache.TOGETHER", 4)
+    prompts, (graph, weights) = 3, nnx.split(Decoder(WINDOWED, rngs=nnx.Rngs(2)))
+    weights = jax.tree.map(lambda x: 12.0 * x if x.ndim == 2 else x, weights)
+    cached = lambda weights: CachedDecoder(nnx.merge(graph, weights), page=2)  # noqa: E731
+    start = jax.jit(jax.vmap(lambda weights, tokens, length: cached(weights).start(tokens, length, N, STEPS), (None, 0, 0)))
+    advance = jax.jit(jax.vmap(lambda weights, *of_each: cached(weights).advance(*of_each), (None, 0, 0, 0)))
+    rng, lengths = np.random.default_rng(0), np.broadcast_to([[2], [6], [3]], (prompts, N)).copy()
+    tokens = np.zeros((prompts, N, PROMPT + STEPS), np.int32)
+    tokens[:, :, :PROMPT] = rng.integers(VOCAB, size=(prompts, 1, PROMPT))
+    _, memory = start(weights, tokens[:, 0, :PROMPT], lengths[:, 0])
+    begun, rows = lengths.copy(), np.arange(prompts)[:, None]
+    whole = lambda tokens: logits_of(nnx.merge(graph, weights), tokens.reshape(prompts * N, -1))  # noqa: E731
+    for event in range(10):
+        active, new = rng.random((prompts, N)) < [0.9, 0.1, 0.6][event % 3], rng.integers(2, size=(prompts, N))  # of two tokens: many texts are the same
+        active &= np.array([[True], [event != 4], [event < 6]])
+        tokens[(*np.nonzero(active), lengths[active])] = new[active]
+        lengths += active
+        found, memory = advance(weights, memory, new, active)
+        exact = np.asarray(whole(tokens)).reshape(prompts, N, -1, VOCAB)[rows, np.arange(N), lengths - 1]
+        np.testing.assert_allclose(np.asarray(found)[active], exact[active], atol=1e-4)
+        np.testing.assert_array_equal(memory.pages.lengths, lengths - begun)
+        ancestors = np.sort(rng.integers(N, size=(prompts, N)))
+        tokens, lengths = tokens[rows, ancestors], lengths[rows, ancestors]
+        shorter = np.maximum(lengths - (rng.random((prompts, N)) < 0.2), begun)
+        memory, lengths = jax.vmap(moved)(memory, ancestors, shorter - begun), shorter
+    assert (np.asarray(memory.pages.counts) > 1).any()
