@@ -135,7 +135,7 @@ def check_matches(program: FunctionProgram, fitted: Callable[[], Any], choices: 
     if extra := made - choices.keys():
         raise ValueError(f"svi: the guide of {program} draws {named(extra)}, which the program does not; it chooses {named(choices)}")
     laws = [site["fn"] for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]]
-    if all(isinstance(law, dist.Delta) for law in laws):
+    if all(isinstance(law, dist.Delta) for law in laws) and not isinstance(fitted, autoguide.AutoLaplaceApproximation):
         raise ValueError("svi: the guide is a point: it has no density to bound or weigh by; 'laplace' is a normal law around the mode")
 
 
@@ -166,7 +166,7 @@ def _covers(key: Array, proposal: dist.Distribution, law: dist.Distribution) -> 
     """Whether the proposal could have drawn what the law now draws."""
     if isinstance(proposal, dist.Delta) or isinstance(law, dist.ImproperUniform):
         return jnp.ones((), bool)  # of automatic guides, whose draws are transformed beforehand onto all of the support
-    return jnp.all(proposal.support(law.sample(key)))
+    return jnp.all(jnp.asarray(proposal.support(law.sample(key))))  # pyright: ignore[reportOptionalCall] - every distribution has one
 
 
 def _check(program: FunctionProgram, log_ratios: Array, inside: dict[str, Array], covered: dict[str, Array]) -> None:

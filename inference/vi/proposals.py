@@ -128,7 +128,7 @@ def filtering(
     return _learned("learn.filtering", key, loss, given, parameters, steps, optimizer)
 
 
-def _checked(caller: str, key: Any, program: Any, proposals: Proposals, n: int, steps: int) -> tuple[FunctionProgram, dict[str, Partial]]:
+def _checked(caller: str, key: Any, program: Any, proposals: Proposals, n: int, steps: int) -> tuple[FunctionProgram, dict[str, Any]]:
     check_key(key)
     check_counts(n=(n, 1), steps=(steps, 1))
     if not isinstance(proposals, Mapping) or not proposals:
@@ -219,7 +219,8 @@ def along(key: PRNGKeyArray, program: FunctionProgram, n: int) -> Float[Array, "
         return (blocks.weigh(population, particles, log_potential), log_q[ancestors] + more), None
 
     start = blocks.spawn(init_key, program, n)
-    state = start, log_prior(program, lax.stop_gradient(start.particles.choices))
+    first = lax.stop_gradient(start.particles.choices)
+    state = start, log_prior(program, first) if first else jnp.zeros(n)
     population, log_q = lax.scan(step, state, jnp.arange(program.length))[0] if program.length else state
     weights = lax.stop_gradient(jnp.exp(normalise(population.log_weights)))
     return jnp.sum(jnp.where(weights > 0, weights * jnp.where(weights > 0, log_q, 0.0), 0.0))

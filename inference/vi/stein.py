@@ -69,7 +69,7 @@ def ksdd(
 ) -> Approximation:
     """Kernel Stein discrepancy descent: n particles go down the gradient of their own squared discrepancy to the posterior.
 
-    Not properly weighted. Unlike `svgd` it has a loss; but particles that start far apart from a mode may settle between modes (Korba et al. 2021).
+    Not properly weighted. Unlike `svgd` it has a loss; but it takes some times the steps, and particles may settle between modes (Korba et al. 2021).
     Arguments and errors are those of `svgd`; a step also needs the density's second derivatives.
     """
     return _flow("ksdd", key, program, Partial(_discrepancy), n, steps, optimizer)
@@ -141,8 +141,8 @@ def _moved(
 
     def step(carry, _):
         x, state = carry
-        updates, state = optimizer.update(direction(log_density, x), state, x)
-        return (optax.apply_updates(x, updates), state), None
+        update, state = optimizer.update(direction(log_density, x), state, x)
+        return (x + jnp.asarray(update), state), None
 
     (x, _), _ = lax.scan(step, (start, optimizer.init(start)), length=steps)
     return x, *jax.vmap(read)(x)
@@ -220,7 +220,7 @@ def spectrum(log_density: Float[np.ndarray, "*grid"], lower: Float[np.ndarray, "
     norm = np.sqrt(np.sum(root**2))
     known = root > 1e-8
     functions = np.where(known[:, None], vectors[:, 1 : modes + 1] * norm / np.where(known, root, 1.0)[:, None], 0.0).T.reshape(modes, *shape)
-    slopes = np.stack(np.gradient(functions, *spacing, axis=tuple(range(1, d + 1)))) if d > 1 else np.gradient(functions, spacing[0], axis=1)[None]
+    slopes = np.stack([np.asarray(np.gradient(functions, spacing[axis], axis=axis + 1)) for axis in range(d)])
     inner = known.reshape(shape)
     for axis in range(d):  # beside what is not known a difference is none
         inner = inner & np.roll(inner, 1, axis) & np.roll(inner, -1, axis)

@@ -66,7 +66,7 @@ def test_a_tuned_step_size_comes_to_the_same_place_and_one_that_is_not_does_not(
 
 @pytest.mark.slow
 def test_the_discrepancy_descends_to_a_normal_law():
-    location, spread = moments(po.ksdd(jax.random.key(0), target(2.0, 1.0), n=50, steps=2_000))
+    location, spread = moments(po.ksdd(jax.random.key(0), target(2.0, 1.0), n=50, steps=10_000))
     assert location == pytest.approx(2.0, abs=0.02)
     assert spread == pytest.approx(1.0, abs=0.1)
 
