@@ -41,7 +41,8 @@ class Library:
         """NumPyro's kernel, for a potential energy of vectors, or for a model."""
         if self.name == "aies":
             stretch = self.options["stretch"]
-            return AIES(model, potential, moves={AIES.DEMove(): 1 - stretch, AIES.StretchMove(): stretch})
+            with jax.ensure_compile_time_eval():  # it looks at these shares
+                return AIES(model, potential, moves={AIES.DEMove(): 1 - stretch, AIES.StretchMove(): stretch})
         if self.inner is None:
             return CLASSES[self.name](model=model, potential_fn=potential, **self.options)
         inner = self.inner.build(model=model)

@@ -155,9 +155,10 @@ def names_of(kernel: Partial) -> tuple[str, ...]:
 
 def learns(kernel: Any) -> bool:
     """Whether the kernel, or one that it is made of, learns what it was not given."""
-    options = kernel.keywords if isinstance(kernel, Partial) else {}
-    parts = [*options.get("kernels", ()), options.get("kernel")]
-    return ("fit" in options and options["fit"] is None) or any(map(learns, parts))
+    if not isinstance(kernel, Partial):
+        return False
+    parts = (*kernel.keywords.get("kernels", ()), kernel.keywords.get("kernel"))
+    return kernel.keywords.get("fit", 0) is None or any(map(learns, parts))
 
 
 def fitted(kernel: Any, fit: Fit, places: Callable[[tuple[str, ...]], Any]) -> Any:
