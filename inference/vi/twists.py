@@ -61,7 +61,7 @@ def twist(
     rounds: int = 3,
     steps: int = 300,
     loss: Literal["contrastive", "regression"] = "contrastive",
-    scale: float = 3.0,
+    scale: float = 1.0,
     optimizer: optax.GradientTransformation | None = None,
 ) -> LearnedTwist:
     """A twist psi(x_t) = exp(log_psi(parameters, features(x_t))) fitted to E[product of the potentials after t | x_t], for any program.

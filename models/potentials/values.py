@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax import Array
@@ -89,9 +90,12 @@ class Valued(Potential):
         return state.ahead
 
     def gains(self, state: Foreseen, end_ids: tuple[int, ...]) -> Array:
-        """Tokens are drawn by their values also where the potential does not know their scores: the weights then tell."""
-        scores, after = self.scores(state), self._values(state).at[jnp.array(end_ids, int)].set(0.0)
-        return (after if scores is None else plus(scores, after)) - state.ahead
+        """Where the potential does not know the scores of all tokens it is asked for those that end the text: of these there are no values."""
+        ends, values, scores = jnp.array(end_ids, int), self._values(state), self.scores(state)
+        if scores is None:
+            final = jax.vmap(lambda token: jnp.asarray(self.potential.update(state.inner, token)[1], values.dtype))(ends)
+            scores = jnp.zeros_like(values).at[ends].set(final)
+        return plus(scores, values.at[ends].set(0.0)) - state.ahead
 
     def _values(self, state: Foreseen) -> Float[Array, " vocab"]:
         if (values := state.text.logits) is None:
@@ -103,7 +107,8 @@ def valued(potential: Potential, lm: LanguageModel, prompt: str, head: ValueHead
     """The potential, with tokens drawn and texts weighed ahead of time by what a value head foresees; for `po.constrained`. What is asked stays the same.
 
     It is the twist that the head is, `po.twist` with `po.learn.twist`'s `log_psi`, at the cost of one more pass of the model over each new token in
-    place of one over each whole text, and with tokens drawn by law times value.
+    place of one over each whole text, and with tokens drawn by law times value. A potential that does not know its `scores` is asked at every step
+    what it would say if the text ended there.
 
     Args:
       potential: any potential.

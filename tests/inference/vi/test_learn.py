@@ -99,7 +99,6 @@ def test_variational_smc_raises_the_bound_to_the_evidence():
     assert np.mean(-learned.losses[-50:]) > np.mean(-learned.losses[:50]) + 1.0
     exact = np.log(evidences(po.propose(program, learned.proposals), 50, 1_000).mean())
     assert exact - 0.5 < np.mean(np.log(guided)) < exact + 0.05 < np.mean(np.log(guided)) + 0.6
-    assert np.mean(np.log(plain)) < exact - 1.0
     assert 0.7 < float(learned.parameters["gain"]) < 1.1  # the locally optimal one is 25/26; this is for the bound at these data
 
 
