@@ -85,9 +85,10 @@ def move(
     if particles.steps.shape != (1,):
         raise ValueError(f"particles must be one trajectory, a batch of one, got {particles.steps.shape[0]}")
     _, _, last_key, back_key = jax.random.split(key, 4)
+    inner: Any = program.inner
     cloud = around(key, program, particles, n, ancestors, scheme, exponent)
     if ancestors == "backward":
-        return rerun(back_key, program.inner, cloud, exponent)
+        return rerun(back_key, inner, cloud, exponent)
     return traced(draw(last_key, "chosen", by_weight(exponent * cloud.now.log_weights)), cloud)
 
 

@@ -102,7 +102,7 @@ def _walk_on(names: tuple[str, ...]) -> Callable:
     return functools.partial(_walk, names=names)
 
 
-def _precision(program: FunctionProgram, names: tuple[str, ...], choices: Choices, weights: Array) -> Array:
+def _precision(program: FunctionProgram, names: tuple[str, ...], choices: Choices, weights: Any) -> Array:
     """The inverse covariance of weighted real choices in coordinates without constraints."""
     reals, _ = to_reals(program, names, choices)
     x = np.asarray(jax.vmap(lambda row: ravel_pytree(row)[0])(reals), float)

@@ -262,7 +262,7 @@ def _drawn(report: Calibration, figure: Any) -> Any:
     by_level.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     by_level.set(xlabel="credibility level", ylabel="share of truths inside", title="all together (TARP)")
     for axes in (by_rank, by_level):
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(fontsize=8, framealpha=1.0, edgecolor="white")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(str(report).split(" (")[0])
     return figure

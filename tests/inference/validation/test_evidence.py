@@ -35,6 +35,7 @@ def test_few_particles_leave_a_gap():
     assert few.lower.value < truth < few.upper.value
 
 
+@pytest.mark.slow
 def test_a_method_that_finds_too_much_is_contradicted():
     def boastful(key, program):
         return po.smc(key, program, n=100).replace(log_evidence=jnp.array(references.walk_posterior(references.YS)[0] + 0.5))
