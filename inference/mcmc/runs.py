@@ -40,6 +40,7 @@ class Runs:
 class Kept(Transformed):
     """A program whose particles are `Runs`; see `kept`."""
 
+    inner: Any
     exponent: Float[Array, ""] | float = 1.0  # of the potentials in the law that kernels leave invariant
     scored: bool = struct.field(pytree_node=False, default=False)
 
@@ -84,9 +85,8 @@ class Kept(Transformed):
 
     def rows(self, runs: Runs, ancestors: Int[Array, " rows"]) -> Runs:
         """The runs whose row i is a copy of row `ancestors[i]`, for as many chains."""
-        now, chains = self.inner.select(runs.now, ancestors), runs.chains
-        past = jax.tree.map(lambda x: x[ancestors], (runs.marks, runs.choices, runs.log_priors, runs.log_potentials, runs.steps))
-        return Runs(now, *past, chains)
+        past = jax.tree.map(lambda x: x[ancestors], replace(runs, now=()))
+        return replace(past, now=self.inner.select(runs.now, ancestors))
 
     def done(self, particles: Runs) -> Bool[Array, " rows"]:
         return self.inner.done(particles.now)

@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro import handlers
@@ -193,7 +195,7 @@ def anneal(
     if exponents.ndim != 1 or not exponents.size or not known(exponents, lambda x: (x >= 0).all()):
         raise ValueError(f"anneal: exponents must be a vector of numbers from 0 on, one a move, got {exponents!r}")
     found, invalid = (_annealed.__wrapped__ if followed() else _annealed)(key, _ready(program, kernel), kernel, exponents, _started(start, chains))  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
-    if not isinstance(invalid, jax.core.Tracer) and int(invalid):
+    if not isinstance(invalid, Tracer) and int(invalid):
         raise ValueError(f"{program}: {int(invalid)} proposals had a log potential that was NaN or +inf; each must be finite or -inf")
     return found
 
@@ -302,7 +304,7 @@ def _annealed(key: Array, program: Kept, kernel: Any, exponents: Array, start: C
 
         def turn(state: tuple) -> tuple:
             t, runs, values, scores, accepted, invalid = state
-            runs, moved = kernel(jax.random.fold_in(move_key, t), program.replace(exponent=exponents[t]), runs)
+            runs, moved = kernel(jax.random.fold_in(move_key, t), replace(program, exponent=exponents[t]), runs)
             now, value = score(runs), program.value(runs)
             better = now > scores
             values = jax.tree.map(lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old), value, values)

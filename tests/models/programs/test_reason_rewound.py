@@ -9,6 +9,8 @@ from flax import struct
 import posterity as po
 from posterity.inference.mcmc.on_runs import suffix
 from posterity.inference.mcmc.runs import Kept
+from posterity.inference.mcmc.sequences import roomy
+from posterity.inference.mcmc.tries import on
 from posterity.ppl.rewind import mark, rewind
 
 
@@ -53,9 +55,27 @@ def test_suffix_moves_leave_the_law_of_reasoning_invariant():
 
 
 @pytest.mark.slow
-def test_chains_improve_reasoning_under_a_reward_model():
-    lm = po.load("abacus")
-    program = po.reason(lm, "47+6*(12-8)=", reward=po.load("abacus-prm"), max_steps=6)
-    found = po.mcmc_sequences(jax.random.key(0), program, chains=4, draws=5)
-    assert next(iter(found.answers())) == "71"
-    assert bool(jnp.all(jnp.isfinite(found.log_weights)))
+def test_a_reward_model_has_read_what_the_chains_have_come_to():
+    program = po.reason(po.load("abacus"), "47+6*(12-8)=", reward=po.load("abacus-prm"), max_steps=3, max_step_tokens=16)
+    kernel, chains = suffix(), 3
+
+    @jax.jit
+    def moved(program, key):
+        target = Kept(program)
+        runs, _ = target.init(key, chains)
+        runs = roomy(target, kernel, on(key, target, runs, 3, jnp.ones(chains, bool)))
+        runs = jax.lax.fori_loop(0, 6, lambda k, runs: kernel(jax.random.fold_in(key, k), target, runs)[0], runs)
+        return program.select(runs.now, jnp.arange(chains))
+
+    @jax.jit
+    def again(program, particles):
+        given, _ = program.past(particles)
+        anew, _ = program.init(jax.random.key(0), chains)
+        for t in range(3):
+            anew, _, _ = program.told(jax.random.key(0), anew, jax.tree.map(lambda x, t=t: x[:, t], given))
+        return anew
+
+    particles = moved(program, jax.random.key(1))
+    anew = again(program, particles)
+    np.testing.assert_array_equal(particles.texts.text.tokens, anew.texts.text.tokens)
+    np.testing.assert_allclose(particles.scores, anew.scores, atol=1e-4)
