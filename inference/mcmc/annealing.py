@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Float, PRNGKeyArray
 
@@ -101,7 +102,7 @@ def simulated_annealing(key: PRNGKeyArray, program: Any, *, n: int = 64, exponen
     if not (np.ndim(exponents) == 1 and np.size(exponents) and known(exponents, lambda row: (np.diff(row, prepend=0.0) > 0).all())):
         raise ValueError(f"simulated_annealing: exponents must rise and stay above 0, got {exponents!r}")
     peak = _climbed(key, program, kernels.given(kernel), jnp.asarray(exponents, float), n, moves)
-    if not isinstance(peak.log_density, jax.core.Tracer) and not np.isfinite(peak.log_density):
+    if not isinstance(peak.log_density, Tracer) and not np.isfinite(peak.log_density):
         raise ValueError(f"simulated_annealing: {program}: none of {n} chains found a point of finite density (the best has {float(peak.log_density)})")
     return peak
 

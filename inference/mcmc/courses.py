@@ -57,7 +57,7 @@ def first(key: PRNGKeyArray, program: FunctionProgram, kernel: Library, initial:
         start_keys, init_keys = jax.random.split(start_key, chains), jax.random.split(init_key, chains)
         made = _sampler(program, kernel, found, warmup)
         if kernel.name in MIXES:
-            starts = Start(jnp.zeros((chains, 0)), *jnp.zeros((2, chains), bool), jnp.zeros((chains, 0), bool))
+            starts = Start(jnp.zeros((chains, 0)), jnp.zeros(chains, bool), jnp.zeros(chains, bool), jnp.zeros((chains, 0), bool))
             state = _each_chain(lambda key, again, given: made.init(key, _complete(again, program, found, given)))(init_keys, start_keys, given)
             starts = starts._replace(found=jnp.isfinite(state.hmc_state.potential_energy))
         elif kernel.name in ENSEMBLES:

@@ -153,8 +153,7 @@ def default() -> Kernel:
 
 def given(kernel: Kernel | None) -> Partial:
     """The kernel that an algorithm was given, or the default, as a pytree."""
-    if kernel is None:
-        return default()
+    kernel = default() if kernel is None else kernel
     return kernel if isinstance(kernel, Partial) else Partial(kernel)
 
 
@@ -198,10 +197,9 @@ def _independent(
     noise_key, *keys = jax.random.split(key, 3)
     at = space("independent", program, particles, names)
     d = at.x.shape[1]
-    if fit is None and (mean is None or covariance is None):
-        fit = at.fit("independent")
-    mean = fit.mean if mean is None else shaped("independent", "mean", mean, (d,))
-    covariance = fit.covariance if covariance is None else shaped("independent", "covariance", covariance, (d, d))
+    learned = lambda: at.fit("independent") if fit is None else fit  # noqa: E731
+    mean = learned().mean if mean is None else shaped("independent", "mean", mean, (d,))
+    covariance = learned().covariance if covariance is None else shaped("independent", "covariance", covariance, (d, d))
     root = jnp.linalg.cholesky(covariance)
     fresh = draw(noise_key, "noise", noise.expand(at.x.shape))
     present = jax.vmap(_solved, (0 if root.ndim == 3 else None, 0))(root, at.x - mean)

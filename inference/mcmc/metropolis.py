@@ -1,5 +1,7 @@
 """Metropolis-Hastings moves on the trajectories of any program: redraw from some step on, accept or stay."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -74,6 +76,6 @@ def accept(key: Array, log_new: Array, log_old: Array, log_factor: Array | float
     return Moved(draw(key, "accept", dist.Bernoulli(probs=jnp.exp(jnp.minimum(log_ratio, 0.0)))) == 1, invalid)
 
 
-def where(condition: Array, new: Trajectory, old: Trajectory) -> Trajectory:
+def where(condition: Array, new: Any, old: Any) -> Any:
     """For every particle the new one where `condition` [n] holds, else the old; what all share is as in the new."""
     return jax.tree.map(lambda a, b: jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b) if a.ndim else a, new, old)

@@ -86,8 +86,10 @@ def hmc(
       target_accept, dense_mass, step_size: as in `nuts`.
     """
     _between("hmc", target_accept)
-    length = {"trajectory_length": float(trajectory_length)} if num_steps is None else {"trajectory_length": None, "num_steps": num_steps}
-    return _library("hmc", target_accept_prob=float(target_accept), step_size=float(step_size), dense_mass=dense_mass, **length)
+    length = float(trajectory_length) if num_steps is None else None
+    steps = {} if num_steps is None else {"num_steps": num_steps}
+    options = {"step_size": float(step_size), "dense_mass": dense_mass, "trajectory_length": length, **steps}
+    return _library("hmc", None, target_accept_prob=float(target_accept), **options)
 
 
 def barker(*, target_accept: float = 0.4, dense_mass: bool = False, step_size: float = 1.0) -> Library:

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
@@ -78,7 +79,8 @@ def mcmc(
     ...     spread = po.sample("spread", dist.HalfNormal(1.0))
     ...     po.observe("ys", dist.Normal(mean, spread), ys)
     ...     return mean
-    >>> chain = po.mcmc(jax.random.key(0), height(jnp.array([2.9, 3.0, 3.1, 3.2])), chains=2, draws=500, warmup=300)
+    >>> kernel = po.kernels.nuts(target_accept=0.99)
+    >>> chain = po.mcmc(jax.random.key(0), height(jnp.array([2.9, 3.0, 3.1, 3.2])), kernel=kernel, chains=2, draws=500, warmup=300)
     >>> bool(abs(chain.expect() - 3.05) < 0.1), chain.by_chain().shape, chain["spread"].values.shape
     (True, (2, 500), (1000,))
     """
@@ -110,7 +112,7 @@ def _kernel(kernel: Any) -> Any:
         return getattr(kernels, kernel)()
     if not callable(kernel):
         raise TypeError(f"kernel must be a name or made by po.kernels, got {type(kernel).__name__}")
-    return kernel if isinstance(kernel, Library) else kernels.given(kernel)
+    return kernel if isinstance(kernel, Library) else kernels.given(kernel)  # pyright: ignore[reportArgumentType] - that it is a kernel shows when it is called
 
 
 def _stepwise(
@@ -159,6 +161,6 @@ def _why(program: FunctionProgram, start: Start, lost: np.ndarray) -> str:
     if not start.bad_gradient.shape[1] or np.asarray(start.bad_density)[lost].any():
         return "the log density was NaN or infinite; give initial= a point where it is finite"
     found = layout(program)
-    bad = found.unravel(np.asarray(start.bad_gradient)[lost].any(axis=0).astype(np.result_type(float)))
+    bad = found.unravel(jnp.any(start.bad_gradient[lost], axis=0).astype(float))
     names = ", ".join(repr(name) for name, x in bad.items() if np.asarray(ravel_pytree(x)[0]).any())
     return f"the density is finite, but its gradient in {names} is NaN or infinite (a square root at 0, or a jnp.where whose other side is NaN, say)"

@@ -19,7 +19,7 @@ from posterity.inference.mcmc.metropolis import accept, log_potential, made, upt
 from posterity.inference.mcmc.parameters import Choices, Parametric, initial_sites
 from posterity.inference.mcmc.space import checked, named
 from posterity.inference.recorded import Recorded, Trajectory
-from posterity.inference.retraced import Retraced, Told, go_on
+from posterity.inference.retraced import Told, go_on
 from posterity.ppl.effects import cond, draw, particle_map
 from posterity.ppl.errors import log_density
 
@@ -164,7 +164,7 @@ def positions(particles: Trajectory) -> Float[Array, " n"]:
 class Following:
     """A retraced program whose particles choose what others chose, at the steps where they are told to."""
 
-    inner: Retraced
+    inner: Any  # `Retraced`
     drawn: dict[str, Any]  # [n, length + 1, ...] what was chosen at every step
     follows: Bool[Array, "n times"]
 
@@ -184,6 +184,12 @@ class Following:
 
     def done(self, particles: Told) -> Array:
         return self.inner.done(particles)
+
+    def select(self, particles: Told, ancestors: Array) -> Told:
+        return self.inner.select(particles, ancestors)
+
+    def value(self, particles: Told) -> Any:
+        return self.inner.value(particles)
 
 
 def _either(condition: Bool[Array, " n"], one: Told, other: Told) -> Told:
@@ -208,7 +214,7 @@ def _log_laws(program: Recorded, particles: Trajectory) -> Float[Array, "n lengt
     def at_step(t: Array) -> Array:
         past = jax.tree.map(lambda history, now: history[:, t - 1] if now.ndim else history[0, t - 1], particles.states, particles.now)
         drawn = jax.tree.map(lambda x: x[:, t], particles.states.drawn)
-        return go_on(program.inner, past, drawn)[1]
+        return go_on(program.inner, past, drawn)[1]  # pyright: ignore[reportArgumentType] - a retraced program
 
     if not program.length:
         return jnp.zeros((particles.steps.shape[0], 0))
