@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from posterity.inference.budget import Budget, Metered, Stopwatch, limited, of_work
 from posterity.inference.drive import Eagerly, check_counts, check_key
 from posterity.inference.search.result import CHOICES, Selection, chosen
+from posterity.ppl.component import complaint
 from posterity.ppl.effects import cond, followed, isolated, loop
 from posterity.ppl.program import Program, as_program, runs_on_host
 from posterity.ppl.side_by_side import anywhere
@@ -86,6 +87,8 @@ def found(name: str, key: PRNGKeyArray, program: Program, n: int, rule: Rule | N
 def checked(name: str, program: Program, selection: Selection, watch: Stopwatch) -> Selection:
     """With its seconds; no score is NaN."""
     if bool(jnp.any(jnp.isnan(selection.scores))):
+        if why := complaint(selection.values):
+            raise ValueError(f"{name}: {program}: {why}")
         raise ValueError(f"{name}: {int(jnp.sum(jnp.isnan(selection.scores)))} of {len(selection)} scores of {program} are no numbers in [0, 1]")
     return selection.replace(ledger=selection.ledger.timed(watch))  # pyright: ignore[reportAttributeAccessIssue] - flax adds it
 

@@ -232,6 +232,8 @@ class Reason:
         text, cut = wrote.texts.text, cut | wrote.cut
         scored = going & ~cut
         score, state = self._score(p, text, scored)
+        sound = wrote.texts.sound()  # where memory ran out nothing that follows means anything
+        score = score if sound is None else jnp.where(sound, score, jnp.nan)
         at = (jnp.arange(scored.shape[0]), jnp.where(scored, p.steps, self.max_steps))  # what is not scored would be written beyond the end
         scores, ends = p.scores.at[at].set(score, mode="drop"), p.ends.at[at].set(text.generated.astype(jnp.int32), mode="drop")
         spent = [jnp.sum(x, dtype=jnp.int32) for x in (going, scored if self.reward is not None else False)]
@@ -243,7 +245,8 @@ class Reason:
             as_given = text.generated - p.texts.text.generated == given.count
             told = jnp.ones_like(moving) if which is None else which
             log_prior = jnp.where(told, jnp.where(as_given & (scored | (given.count == 0)) & ~(going & (given.count == 0)), log_prior, -jnp.inf), 0.0)
-        return after, self._weight(p, after, scored, moving & ~cut), log_prior
+        log_weight = self._weight(p, after, scored, moving & ~cut)
+        return after, log_weight if sound is None else jnp.where(sound, log_weight, jnp.nan), log_prior
 
     def _write(self, key: Array, p: Particles, going: Array, given: Given | None, which: Array | None) -> Writing:
         """Tokens, until each text that is `going` has ended its step."""
@@ -333,6 +336,7 @@ def reason(
     top_p: float | None = None,
     min_p: float | None = None,
     extract: str | Callable[[str], str] | None = None,
+    pool: int | None = None,
 ) -> Reason:
     """Reasoning from `prompt` in steps, each weighed by a reward: a step ends with the delimiter, an end token, or at `max_step_tokens`.
 
@@ -355,6 +359,7 @@ def reason(
       temperature, top_k, top_p, min_p: changes of the model's law, as in `generate`; then p is the changed law.
       extract: how the answer is read: "last_line", "boxed", "regex:PATTERN", "json:FIELD", each with or without "+sympy" (see `extractor`), or a
         function of the text; by default as the model's texts are read.
+      pool: for how many tokens, of all texts together, the model has memory; see `lm.start`. What needs more ends with an error that says how much.
 
     Raises:
       ValueError: for options out of range, an empty delimiter, a reward model with too small a context or other tokens.
@@ -387,5 +392,6 @@ def reason(
         judge.check("reason", lm.tokenizer, min(tokens.tokens.shape[-1] + max_steps * max_step_tokens, lm.context_length))
     table = None if delimiter is None else stop_automaton(lm.tokenizer, delimiter.encode())
     read = lm.extract if extract is None else extractor(extract)
-    source = TextSource(lm, tokens)
+    lm.model(pool)
+    source = TextSource(lm, tokens, pool)
     return Reason(source, judge, law, table, jnp.asarray(sharpness, float), None, potential, rule, max_steps, max_step_tokens, room, read)

@@ -189,3 +189,14 @@ def test_limits_hold_for_every_value_and_say_so(limit):
         spent = {"tokens": values.work.prompt + values.work.generated, "calls": values.work.calls, "rewards": values.work.rewards}[limit]
         assert int(spent[0]) <= most or (limit == "tokens" and int(values.work.generated[0]) == 0)
         assert bool(jnp.all(values.complete)) == (most >= whole)
+
+
+def test_a_pool_that_is_too_small_is_told_and_one_that_suffices_changes_nothing():
+    lm = language_model()
+    reason = lambda pool: po.reason(lm, "a", reward=length, delimiter=None, max_steps=3, max_step_tokens=4, pool=pool)  # noqa: E731
+    whole, enough = (po.smc(jax.random.key(0), reason(pool), n=16) for pool in (None, 176))
+    np.testing.assert_array_equal(whole.values.text.tokens, enough.values.text.tokens)
+    assert whole.values.text.memory()["reserved"] > enough.values.text.memory()["reserved"]
+    for run in (po.smc, po.search.best_of_n):
+        with pytest.raises(ValueError, match=r"the pool for generated tokens is too small: .* pool=\.\.\.\) at least [0-9]+ tokens"):
+            run(jax.random.key(0), reason(8), n=16)
