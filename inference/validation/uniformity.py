@@ -49,7 +49,7 @@ def band(n: int, level: float) -> tuple[Float[np.ndarray, " k"], Float[np.ndarra
 
     >>> low, high = band(100, 0.95)
     >>> bool((low < grid_of(100)).all()), round(float((high - low).max()), 2)
-    (True, 0.29)
+    (True, 0.28)
     """
     low, high = _inside(n, level_of_points(n, level))
     return low / n, high / n

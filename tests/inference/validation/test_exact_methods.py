@@ -102,7 +102,8 @@ METHODS = {
     "particle_gibbs": (WALK, lambda key, p: last(po.particle_gibbs(key, p, n=20, draws=600, warmup=20))),
     "pimh": (WALK, lambda key, p: po.pimh(key, p, n=50, draws=600, warmup=20)),
     "nested smc2": (DRIFTING, lambda key, data: nested(po.smc2(key, DRIFT, model(data), n=500, inner=30))),
-    "pmmh": (DRIFTING, lambda key, data: nested(po.pmmh(key, DRIFT, model(data), n=50, draws=4_000, warmup=100))),
+    "pmmh": (DRIFTING, lambda key, data: nested(po.pmmh(key, DRIFT, model(data), n=30, draws=2_000, warmup=100))),
+    "svi, weighted": (LINE, lambda key, p: po.svi(key, p, "multivariate", steps=500, draws=2_000).weighted),
     "exact": (weather(jnp.zeros(4, int)), lambda key, p: po.exact(p)),
     "nuts": (LINE, lambda key, p: po.mcmc(key, p, chains=4, draws=250, warmup=500)),
 }
