@@ -4,7 +4,7 @@ Every run is a warm-up and draws of some chains, one chain after the other, in o
 BlackJAX; what cannot be imported is left out). Shown are
 
 - the smallest effective sample size of any coordinate, by one estimator for all (`numpyro.diagnostics`), per CPU second, warm-up included: medians of
-  `--repeats` runs with other keys. Contenders take turns, so that what else the machine does meets all of them;
+  `--repeats` runs with other keys. Contenders take turns, in an order drawn anew each time, so that what else the machine does meets all of them;
 - what that is made of: effective draws per gradient, which is the adaptation's doing, and gradients per CPU second, which is the loop's;
 - seconds until a second run starts, with other data of the same shape and another key: the wall time of a run of one move, called again.
 
@@ -192,7 +192,8 @@ def timed(run: Run, seed: int, data: tuple) -> dict[str, float]:
 def measure(problem: Problem, size: Size, names: list[str], repeats: int) -> dict[str, dict]:
     runs = {name: CONTENDERS[name][1](problem, size) for name in names}
     first = {name: timed(run, 0, problem.data) for name, run in runs.items()}
-    rounds = [{name: timed(run, seed, problem.data) for name, run in runs.items()} for seed in range(1, repeats + 1)]
+    order = np.random.default_rng(0)
+    rounds = [{name: timed(runs[name], seed, problem.data) for name in order.permutation(names)} for seed in range(1, repeats + 1)]
     return {name: {"first": first[name], **{what: [row[name][what] for row in rounds] for what in first[name]}} for name in names}
 
 
