@@ -18,7 +18,10 @@ from posterity.models.potentials.potential import Potential, plus
 
 
 class ValueHead(NamedTuple):
-    """log psi of a text = weight[its last token] . (what the model's head read before that token) + bias[its last token], nats."""
+    """log psi of a text = weight[its last token] . h / sqrt(hidden) + bias[its last token], nats, h what the model's own head read before that token.
+
+    So scaled, weights of size 1 make values of about a nat, whatever the width.
+    """
 
     weight: Float[Array, "vocab hidden"]
     bias: Float[Array, " vocab"]
@@ -54,7 +57,7 @@ def value_head(lm: LanguageModel) -> ValueHead:
 def log_value(head: ValueHead, read: LastRead) -> Float[Array, ""]:
     """The `log_psi` of `po.learn.twist`."""
     token = jnp.maximum(read.token, 0)
-    return jnp.where(read.token < 0, 0.0, head.weight[token] @ read.hidden.astype(head.weight.dtype) + head.bias[token])
+    return jnp.where(read.token < 0, 0.0, head.weight[token] @ read.hidden.astype(head.weight.dtype) / read.hidden.shape[-1] ** 0.5 + head.bias[token])
 
 
 class Foreseen(NamedTuple):
@@ -144,7 +147,7 @@ def value_model(lm: LanguageModel, head: ValueHead) -> LanguageModel:
         )
     graph, _ = nnx.split(outline(dataclasses.replace(config, tied_head=False, head_bias=True, logit_softcap=None)))
     embed = {"embedding": lm.weights["embed"]["kernel"].T} if config.tied_head else lm.weights["embed"]
-    weights = {**lm.weights, "embed": embed, "head": {"kernel": jnp.asarray(head.weight).T, "bias": jnp.asarray(head.bias)}}
+    weights = {**lm.weights, "embed": embed, "head": {"kernel": jnp.asarray(head.weight).T / config.hidden_size**0.5, "bias": jnp.asarray(head.bias)}}
     return dataclasses.replace(lm, weights=weights, graph=graph, name=f"values of {lm.name}")
 
 
