@@ -107,7 +107,20 @@ def editor(program: Callable[[Any], Any]) -> Editor:
       TypeError: when it does not give a program made of a function.
       ValueError: when its steps make other choices.
 
-    Source: Green (1995) for moves with a choice u that both directions share; for language models as proposals, Dohan et al. (2022).
+    Source: Green (1995), for moves with a choice u that both directions share.
+
+    >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, posterity as po
+    >>> @po.program
+    ... def flips(rate):
+    ...     def step(heads, _):
+    ...         head = po.sample("head", dist.Bernoulli(rate))
+    ...         po.factor("reward", 1.0 * head)
+    ...         return heads + head
+    ...     return po.scan(step, 0, length=3)
+    >>> kernel = editor(lambda heads: flips((1.0 + heads) / 5.0))                 # the more heads there are, the more are proposed
+    >>> chains = po.mcmc_sequences(jax.random.key(0), flips(0.5), kernel, chains=8, draws=400)
+    >>> bool(abs(chains.expect() - po.exact(flips(0.5)).expect()) < 0.1)
+    True
     """
     if not callable(program):
         raise TypeError(f"editor: program must be a function from a value to a program, got {type(program).__name__}")

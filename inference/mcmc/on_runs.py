@@ -127,6 +127,9 @@ def span(size: int = 1, *, tries: int = 1) -> Span:
         that the program proposes, with the exact correction.
 
     Source: Andrieu, Lee and Vihola (2018) for several tries.
+
+    >>> import posterity as po
+    >>> kernel = po.kernels.cycle(po.kernels.suffix(), po.kernels.span(2, tries=4))
     """
     return Span(whole("span", "size", size), whole("span", "tries", tries))
 
@@ -167,6 +170,11 @@ def gibbs(name: str) -> Gibbs:
 
     Raises (from the chain):
       ValueError: when no step makes a choice of that name, or it has no finite support that is known while tracing.
+
+    Source: Geman and Geman (1984).
+
+    >>> import posterity as po
+    >>> kernel = po.kernels.cycle(po.kernels.suffix(), po.kernels.gibbs("token"))
     """
     return Gibbs(name)
 
@@ -222,6 +230,10 @@ def conditional_filter(n: int) -> ConditionalFilter:
       ValueError: for n < 2.
 
     Source: Andrieu, Doucet and Holenstein (2010).
+
+    >>> import posterity as po
+    >>> po.kernels.conditional_filter(8)
+    ConditionalFilter(n=8)
     """
     if whole("conditional_filter", "n", n) < 2:
         raise ValueError("conditional_filter: n must be at least 2, one particle that follows the chain's run and one that is free; got 1")
