@@ -220,7 +220,7 @@ def _of_many(graph: Any, weights: Any, cache: Cache, tokens: Int[Array, "prompts
     several, capacity = prompts * n, cache.keys.shape[1]
     few, beyond = min(TOGETHER, several), jnp.arange(prompts, dtype=jnp.int32)[:, None]
     apart = lambda pages: jnp.where(pages < NOWHERE, pages + beyond * capacity, NOWHERE).ravel()  # noqa: E731 - all pools are one
-    pool = tuple(x.reshape(-1, *x.shape[2:]) for x in (cache.keys, cache.values))
+    pool = cache.keys.reshape(-1, *cache.keys.shape[2:]), cache.values.reshape(-1, *cache.values.shape[2:])
     if cache.pages.size > 1:
         pool = _copied(*pool, apart(writes.sources), apart(writes.targets))
     pages, offsets, tokens = apart(writes.pages), writes.offsets.ravel(), tokens.ravel()
