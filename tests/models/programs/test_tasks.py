@@ -1,6 +1,7 @@
 """Tasks: the same problems every time, answers scored as they deserve."""
 
 import importlib.util
+import re
 
 import pytest
 
@@ -85,3 +86,17 @@ def test_reasoning_gym_scores_by_its_own_verifier():
         assert problem.score("no number") < 1.0
     with pytest.raises(ValueError, match=r"reasoning-gym:nothing cannot be made"):
         task("reasoning-gym:nothing", count=1)
+
+
+def test_options_say_how_problems_of_reasoning_gym_are_made():
+    pytest.importorskip("reasoning_gym")
+    found = task("reasoning-gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1", count=5)
+    assert all(re.search(r": \d [+-] \d =", problem.question) for problem in found.problems)
+    for wrong, said in (("max_terms", "options of .* are OPTION=VALUE, got 'max_terms'"), ("luck=1", "cannot be made"), ("max_terms=-1", "cannot be made")):
+        with pytest.raises(ValueError, match=said):
+            task(f"reasoning-gym:chain_sum,{wrong}", count=1)
+
+
+def test_no_expression_of_a_level_is_longer_than_its_longest():
+    for level in arithmetic.LEVELS:
+        assert max(len(prompt) for prompt in arithmetic.generate(seed=1, level=level, count=300)) - 1 <= arithmetic.longest(level) <= arithmetic.MAX_EXPRESSION
