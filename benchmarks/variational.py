@@ -1,45 +1,20 @@
 """What learned parts save: relative variance of the evidence at equal particles, and seconds a run, without and with what was learned.
 
-`python benchmarks/variational.py [expression]`, an arithmetic problem for Abacus. Ways that are compared alternate, and medians are told.
+Ways that are compared alternate, and medians are told, with the machine's load.
 """
 
 import os
 import platform
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
-from flax import struct
 
 import posterity as po
-from posterity.models.programs import arithmetic
 
-RUNS, REPEATS = 200, 5
-
-
-@struct.dataclass
-class LastLine(po.potentials.Potential):
-    """The last line of a text must be the one given."""
-
-    line: jax.Array  # tokens
-    newline: int
-    end: int
-
-    def start(self):
-        return jnp.zeros((), jnp.int32)  # how far the line under way agrees; -1 where it does not
-
-    def update(self, state, token):
-        size = self.line.shape[0]
-        agrees = (state >= 0) & (state < size) & (token == self.line[jnp.clip(state, 0, size - 1)])
-        after = jnp.where(token == self.newline, 0, jnp.where(agrees, state + 1, -1))
-        return after, jnp.where((token == self.end) & (state != size), -jnp.inf, 0.0)
-
-    def complete(self, state):
-        return -jnp.inf
+RUNS = 200
 
 
 @po.program
@@ -93,22 +68,7 @@ def towards(parameters, x, y):
     return dist.Normal(x + parameters["gain"] * (y - x), jnp.exp(parameters["log_scale"]))
 
 
-def abacus(expression):
-    lm, v = po.load("abacus"), po.potentials
-    encode = lm.tokenizer.encode
-    answer = arithmetic.trace(expression)[-1]
-    potential = LastLine(jnp.array(encode(answer)), encode("\n")[0], lm.tokenizer.end_ids[0])
-    program = po.constrained(lm, expression, potential, max_tokens=32, temperature=1.5)
-    start = time.perf_counter()
-    learned = po.learn.twist(
-        jax.random.key(0), program, v.value_features(lm), v.log_value, v.value_head(lm), n=256, rounds=2, steps=300, optimizer=optax.adam(0.003)
-    )
-    print(f"value head of {expression}{answer}: {time.perf_counter() - start:.0f} s to learn")
-    steered = po.constrained(lm, expression, v.valued(potential, lm, expression, learned.parameters), max_tokens=32, temperature=1.5)
-    compare(f"Abacus, {expression}{answer} at temperature 1.5", {"bootstrap": program, "value head": steered}, 32, 100)
-
-
-def main(expression="47+6*(12-8)="):
+def main():
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, JAX {jax.__version__}")
     lm = po.tabular.ngram("abbaabbbabbbabbabbbaabbbabbabbababbabbbabbabbab", order=2)
     program = lettered(lm, lm.prompt("b"), lm.tokenizer.encode("a")[-1], 10, 7)
@@ -119,8 +79,7 @@ def main(expression="47+6*(12-8)="):
     raised = po.learn.filtering(jax.random.key(0), data, {"x": towards}, start)
     ways = {"bootstrap": data, "proposal, from dreams": po.propose(data, dreamt.proposals), "proposal, variational SMC": po.propose(data, raised.proposals)}
     compare("a walk seen sharply", ways, 64)
-    abacus(expression)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
