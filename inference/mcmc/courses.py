@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray
 from posterity.inference.mcmc.chain import Chain
 from posterity.inference.mcmc.numpyro_kernels import ENSEMBLES, MIXES, Library
 from posterity.inference.mcmc.parameters import Choices, begin, from_reals, to_reals
-from posterity.inference.mcmc.starts import Layout, Start, energy, layout, need_finite, need_real, placed, start
+from posterity.inference.mcmc.starts import Layout, Start, energy, layout, need_finite, need_real, placed, proper, start
 from posterity.ppl.effects import isolated
 from posterity.ppl.program import FunctionProgram
 
@@ -142,7 +142,8 @@ def _sampler(program: FunctionProgram, kernel: Library, found: Layout, warmup: i
     if kernel.name in MIXES:
         mix = kernel.build(model=_run)
         return Sampler(lambda key, z: mix.init(key, warmup, z, (program,), {}), lambda state: mix.sample(state, (program,), {}), _read)
-    made = kernel.build(potential=energy(program, found))
+    potential = energy(program, found)
+    made = kernel.build(potential=potential if kernel.name in ("nuts", "hmc") else proper(potential))  # those two take a NaN for a divergence
     return Sampler(lambda key, z: made.init(key, warmup, z, (), {}), lambda state: made.sample(state, (), {}), _read)
 
 

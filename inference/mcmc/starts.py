@@ -83,6 +83,23 @@ def energy(program: FunctionProgram, found: Layout) -> Callable[[Array], Array]:
     return potential
 
 
+def proper(potential: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same with +inf, and a gradient of 0, where it or its gradient is not finite: for kernels that would learn a step size from a NaN."""
+
+    def value_and_slope(z: Array) -> tuple[Array, Array]:
+        value, slope = jax.value_and_grad(potential)(z)
+        lost = ~jnp.isfinite(value) | ~jnp.all(jnp.isfinite(slope))
+        return jnp.where(lost, jnp.inf, value), jnp.where(lost, 0.0, slope)
+
+    @jax.custom_vjp
+    def function(z: Array) -> Array:
+        value = potential(z)
+        return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+    function.defvjp(value_and_slope, lambda slope, change: (change * slope,))
+    return function
+
+
 class Start(NamedTuple):
     """Where one chain starts."""
 
