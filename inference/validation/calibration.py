@@ -261,8 +261,8 @@ def _drawn(report: Calibration, figure: Any) -> Any:
     by_level.plot(grid, report.expected_coverage(grid), color="#0072B2", linewidth=1.6, label="expected coverage")
     by_level.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     by_level.set(xlabel="credibility level", ylabel="share of truths inside", title="all together (TARP)")
-    for axes in (by_rank, by_level):
-        axes.legend(fontsize=8, framealpha=1.0, edgecolor="white")
+    for axes, corner in ((by_rank, "upper right"), (by_level, "upper left")):
+        axes.legend(fontsize=8, loc=corner, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(str(report).split(" (")[0])
     return figure
