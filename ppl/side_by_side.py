@@ -39,8 +39,8 @@ def held(going: Array, new: Any, old: Any) -> Any:
     """`new`, in the body of a loop that goes on; under `vmap`, where the loop goes on `anywhere`, `old` where it has ended by itself.
 
     >>> turn = lambda i, n: held(i < n, i + 1, i)
-    >>> jax.vmap(lambda n: jax.lax.while_loop(lambda i: anywhere(i < n), lambda i: turn(i, n), 0))(jnp.array([1, 5]))
-    Array([1, 5], dtype=int32)
+    >>> jax.vmap(lambda n: jax.lax.while_loop(lambda i: anywhere(i < n), lambda i: turn(i, n), 0))(jnp.array([1, 5])).tolist()
+    [1, 5]
     """
     shared = lambda x: isinstance(x, Shared)  # noqa: E731
     (news, tree), olds = jax.tree.flatten(new, is_leaf=shared), jax.tree.leaves(old, is_leaf=shared)
