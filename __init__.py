@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from posterity.inference.mcmc.chain import Chain
     from posterity.inference.mcmc.particle_gibbs import particle_gibbs, pimh
     from posterity.inference.mcmc.pmmh import pmmh
+    from posterity.inference.mcmc.power import power
     from posterity.inference.mcmc.run import mcmc
     from posterity.inference.mcmc.runs import kept
     from posterity.inference.mcmc.sequences import anneal, mcmc_sequences, power_sampling
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from posterity.inference.smc.temper import temper
     from posterity.inference.smc.tempering import tempering
     from posterity.inference.trace import trace
+    from posterity.inference.validation.forward import observing, simulate
     from posterity.inference.vi import learn
     from posterity.inference.vi.guide import Guided
     from posterity.inference.vi.result import Approximation
@@ -60,11 +62,9 @@ if TYPE_CHECKING:
     from posterity.ppl.describe import describe
     from posterity.ppl.effects import factor, observe, sample, scan
     from posterity.ppl.embed import embed, key
-    from posterity.ppl.forward import observing, simulate
     from posterity.ppl.intervene import condition, do, lift
     from posterity.ppl.marginalise import marginalise
     from posterity.ppl.mixture import mixture
-    from posterity.ppl.power import power
     from posterity.ppl.product import product
     from posterity.ppl.program import Program, program
     from posterity.ppl.propose import adapt, propose
@@ -219,11 +219,11 @@ _HOMES = {
     "ppl.describe": ["describe"],
     "ppl.effects": ["factor", "observe", "sample", "scan"],
     "ppl.embed": ["embed", "key"],
-    "ppl.forward": ["observing", "simulate"],
+    "inference.validation.forward": ["observing", "simulate"],
     "ppl.intervene": ["condition", "do", "lift"],
     "ppl.marginalise": ["marginalise"],
     "ppl.mixture": ["mixture"],
-    "ppl.power": ["power"],
+    "inference.mcmc.power": ["power"],
     "ppl.product": ["product"],
     "ppl.program": ["Program", "program"],
     "ppl.propose": ["adapt", "propose"],

@@ -1,4 +1,4 @@
-"""Markov chain Monte Carlo on static programs: one call for every kernel."""
+"""Markov chain Monte Carlo: one call for every kernel."""
 
 import warnings
 from typing import Any
@@ -19,12 +19,14 @@ from posterity.inference.mcmc.chain import Chain, Shown
 from posterity.inference.mcmc.moving import moving
 from posterity.inference.mcmc.numpyro_kernels import ENSEMBLES, Library
 from posterity.inference.mcmc.parameters import function_program
+from posterity.inference.mcmc.sequences import mcmc_sequences, moves_runs
 from posterity.inference.mcmc.starts import TRIES, Start, layout
 from posterity.ppl.program import FunctionProgram
 
 NAMED = (
     *("nuts", "hmc", "barker", "aies", "ess", "discrete_gibbs", "mixed_hmc"),  # NumPyro's
     *("random_walk", "independent", "mala", "hamiltonian", "slices", "elliptical", "single_site", "uniform", "prior", "default"),
+    *("suffix", "span"),  # on whole runs
 )
 
 
@@ -37,11 +39,11 @@ def mcmc(
     draws: int = 1_000,
     warmup: int = 1_000,
     thinning: int = 1,
-    initial: dict[str, Any] | None = None,
+    initial: dict[str, Any] | str | None = None,
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Chain:
-    """The posterior of a program without scan by Markov chains.
+    """The posterior of a program by Markov chains: of one without scan by any kernel, of one with a scan, a text say, by those on whole runs.
 
     Compiled once for a program's function, the shapes of its data and these numbers: with other data and another key it starts at once.
     Chains of `nuts`, `hmc`, `barker` and the mixes run one after the other on CPUs (where side by side they take longer: all wait for the longest
@@ -49,17 +51,19 @@ def mcmc(
 
     Args:
       key: a `jax.random.key`.
-      program: a static program: the value of a call of what `@po.program` made.
+      program: the value of a call of what `@po.program` made; for `suffix` any program.
       kernel: by name, or made by `po.kernels` with options (`po.kernels.nuts(target_accept=0.9)`). NumPyro's are `nuts`, `hmc`, `barker`, `aies` and
         `ess` for real choices, `discrete_gibbs`, `mixed_hmc` and `hmc_gibbs` for real and finite ones. Ours, several of which `cycle` makes one:
         `random_walk`, `independent`, `mala`, `hamiltonian`, `slices`, `elliptical` for real choices, `uniform` for finite ones, `single_site`, `block`,
-        `prior` for any; and `parallel_tempering` over any of ours.
+        `prior` for any; and `parallel_tempering` over any of ours. On whole runs: `suffix`, `span`, `gibbs`, `conditional_filter`, `editor`, as
+        `mcmc_sequences` has them.
       chains: how many. The ensembles `aies` and `ess` want an even number, at least twice as many as coordinates.
       draws: how many states of each chain to keep.
       warmup: moves of each chain before them, in which kernels adapt to the posterior; they are frozen afterwards.
       thinning: keep one state of so many.
       initial: values by the names of choices to start from, each of its choice's shape, or one for each chain. Others start where their coordinates
         without constraints are uniform on [-2, 2], tried again up to 100 times until density and gradient are finite; with our kernels, at a draw of the prior.
+        For kernels on whole runs "prior" or "smc", as `start` of `mcmc_sequences`.
       progress: show a bar.
       checkpoint: as in `smc`; for NumPyro's kernels a step is a hundredth of the run, for ours a move.
 
@@ -69,8 +73,8 @@ def mcmc(
 
     Raises:
       TypeError: when `program` is not made by `@po.program`.
-      ValueError: for a program with a scan (but with `single_site`), choices that the kernel does not move, a kernel that does not exist, numbers out of range,
-        no start of finite density and gradient. Inside `jax.jit`, where the last cannot be raised, `log_evidence` is -inf then.
+      ValueError: for a program with a scan (but with `single_site` and kernels on whole runs), choices that the kernel does not move, a kernel that does
+        not exist, numbers out of range, no start of finite density and gradient. Inside `jax.jit`, where the last cannot be raised, `log_evidence` is -inf then.
 
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, posterity as po
     >>> @po.program
@@ -84,12 +88,18 @@ def mcmc(
     >>> bool(abs(chain.expect() - 3.05) < 0.1), chain.by_chain().shape, chain["spread"].values.shape
     (True, (2, 500), (1000,))
     """
-    program = function_program("mcmc", program)
     check_key(key)
     check_counts(chains=(chains, 1), draws=(draws, 1), warmup=(warmup, 0), thinning=(thinning, 1))
     chosen = _kernel(kernel)
+    options: dict[str, Any] = {"chains": chains, "draws": draws, "warmup": warmup, "thinning": thinning, "progress": progress, "checkpoint": checkpoint}
+    if moves_runs(chosen):
+        if isinstance(initial, dict):
+            raise ValueError(f'mcmc: a kernel on whole runs starts from "prior" or "smc", not from values by name; got initial for {", ".join(initial)}')
+        return mcmc_sequences(key, program, chosen, start=initial or "prior", **options)  # pyright: ignore[reportArgumentType] - checked there
+    program = function_program("mcmc", program)
+    if isinstance(initial, str):
+        raise ValueError(f'mcmc: initial must be values by the names of choices, got {initial!r}; only kernels on whole runs start from "prior" or "smc"')
     if not isinstance(chosen, Library):
-        options = {"chains": chains, "draws": draws, "warmup": warmup, "thinning": thinning, "progress": progress, "checkpoint": checkpoint}
         return moving(key, program, chosen, initial, **options)
     if chosen.name in ENSEMBLES and chains % 2:
         raise ValueError(f"{chosen.name} is an ensemble of an even number of chains, at least twice as many as coordinates; got chains={chains}")
@@ -112,7 +122,7 @@ def _kernel(kernel: Any) -> Any:
         return getattr(kernels, kernel)()
     if not callable(kernel):
         raise TypeError(f"kernel must be a name or made by po.kernels, got {type(kernel).__name__}")
-    return kernel if isinstance(kernel, Library) else kernels.given(kernel)  # pyright: ignore[reportArgumentType] - that it is a kernel shows when it is called
+    return kernel if isinstance(kernel, Library) or moves_runs(kernel) else kernels.given(kernel)  # pyright: ignore[reportArgumentType] - that it is a kernel shows when it is called
 
 
 def _stepwise(

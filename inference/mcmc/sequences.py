@@ -20,12 +20,12 @@ from posterity.inference.drive import check_counts, check_key
 from posterity.inference.mcmc.chain import Chain, chain
 from posterity.inference.mcmc.metropolis import log_potential
 from posterity.inference.mcmc.on_runs import suffix
+from posterity.inference.mcmc.power import power
 from posterity.inference.mcmc.runs import Kept, Runs, kept
 from posterity.inference.mcmc.tries import are_tried, on, spread
 from posterity.inference.population import normalise
 from posterity.inference.queries import Weighted
 from posterity.ppl.effects import followed, isolated, loop
-from posterity.ppl.power import power
 from posterity.ppl.program import Program, as_program, runs_on_host
 from posterity.ppl.propose import adapt
 from posterity.ppl.transform import known, whole
@@ -210,9 +210,18 @@ def _ready(program: Any, kernel: Any) -> Kept:
     return kept(program, scored=needs_scores(kernel))
 
 
+def moves_runs(kernel: Any) -> bool:
+    """Whether a kernel, or one of those that it cycles through, is one on whole runs."""
+    return any(hasattr(part, "scored") for part in _parts(kernel))
+
+
 def needs_scores(kernel: Any) -> bool:
     """Whether a kernel, or one of those that it cycles through, asks for the densities of choices."""
-    return any(getattr(part, "scored", False) for part in jax.tree.leaves(kernel, is_leaf=lambda x: hasattr(x, "scored")))
+    return any(getattr(part, "scored", False) for part in _parts(kernel))
+
+
+def _parts(kernel: Any) -> list[Any]:
+    return jax.tree.leaves(kernel, is_leaf=lambda x: hasattr(x, "scored"))
 
 
 def _chain(

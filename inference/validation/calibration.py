@@ -14,8 +14,8 @@ from jax.tree_util import Partial
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from posterity.inference.drive import check_counts, check_key
+from posterity.inference.validation.forward import observing, simulate
 from posterity.inference.validation.uniformity import band, counted, grid_of, uniformity
-from posterity.ppl.forward import observing, simulate
 from posterity.ppl.program import FunctionProgram
 from posterity.ppl.region import of_function
 

@@ -24,8 +24,8 @@ from posterity.inference.smc.backward import by_weight
 from posterity.inference.smc.resampling import CONDITIONAL
 from posterity.inference.smc.smc import smc
 from posterity.inference.validation.bridge import annealed, as_trajectory, brought_down
+from posterity.inference.validation.forward import observing, simulate
 from posterity.ppl.effects import draw
-from posterity.ppl.forward import observing, simulate
 from posterity.ppl.program import FunctionProgram, Program
 from posterity.ppl.region import of_function
 

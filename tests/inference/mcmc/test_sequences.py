@@ -235,3 +235,14 @@ def test_rows_that_a_kernel_does_not_try_stay_as_they_are():
     position = of_chain(runs, jnp.ones(2, jnp.int32))
     after = back(jax.random.key(2), target, runs, position, 1)
     assert after.steps.tolist() == [*runs.steps[:2].tolist(), 0, 0, *runs.steps[4:].tolist()]
+
+
+def test_one_call_runs_the_kernels_on_whole_runs_too():
+    options = {"chains": 3, "draws": 5, "warmup": 2}
+    found = po.mcmc(jax.random.key(0), rare(3, 0.9), kernel="suffix", initial="smc", **options)
+    same = po.mcmc_sequences(jax.random.key(0), rare(3, 0.9), suffix(), start="smc", **options)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found.values, same.values))
+    with pytest.raises(ValueError, match='starts from "prior" or "smc", not from values by name; got initial for head'):
+        po.mcmc(jax.random.key(0), rare(3, 0.9), kernel="suffix", initial={"head": 1}, **options)
+    with pytest.raises(ValueError, match="initial must be values by the names of choices, got 'smc'"):
+        po.mcmc(jax.random.key(0), rare(0, 0.9), initial="smc", **options)
