@@ -74,7 +74,8 @@ def mcmc(
     Raises:
       TypeError: when `program` is not made by `@po.program`.
       ValueError: for a program with a scan (but with `single_site` and kernels on whole runs), choices that the kernel does not move, a kernel that does
-        not exist, numbers out of range, no start of finite density and gradient. Inside `jax.jit`, where the last cannot be raised, `log_evidence` is -inf then.
+        not exist, numbers out of range, no start of finite density and gradient. Inside `jax.jit`, where the last cannot be raised,
+        `log_evidence` is -inf then.
 
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, posterity as po
     >>> @po.program
