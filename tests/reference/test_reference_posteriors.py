@@ -20,7 +20,8 @@ def check(name, runs):
     assert (ratio < 1.1).all(), (name, ratio)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "logistic" else pytest.mark.slow) for name in PROGRAMS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_tempered_smc_finds_the_moments_and_the_evidence(name):
     runs = METHODS["tempered SMC"](KEY, name)
     check(name, runs)
