@@ -99,10 +99,11 @@ def _compiled(key: PRNGKeyArray, program: Program, n: int, init: Callable, step:
     run = begin(key, program, n, init, history, moves)
     steps = run.record.ess.shape[0]
     if steps:
-        turn = lambda run: advance(run, program, step)  # noqa: E731
-        if not followed():  # in compiled code, which may be mapped over many problems
-            turn = lambda run: held(going(run, program, moves), advance(run, program, step), run)  # noqa: E731
-        run = loop(lambda run: anywhere(going(run, program, moves)), turn, run, limit=steps)
+        more, turn = lambda run: going(run, program, moves), lambda run: advance(run, program, step)
+        if followed():  # each branch of an enumeration ends by itself
+            run = loop(more, turn, run, limit=steps)
+        else:  # in compiled code, which may be mapped over many problems
+            run = loop(lambda run: anywhere(more(run)), lambda run: held(more(run), turn(run), run), run, limit=steps)
     return finish(run, program)
 
 
