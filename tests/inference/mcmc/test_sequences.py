@@ -94,9 +94,10 @@ def begun(target, kernel, chains):
 def test_the_kept_prefix_is_not_read_again():
     lm = bigrams()
     target = kept(program(LanguageModel.of(Counting(lm), lm.tokenizer, "counting")))
-    runs = begun(target, suffix(), 16)
+    chains = 32
+    runs = begun(target, suffix(), chains)
     first = read(runs)
-    assert first == int(runs.steps[:16].sum())
+    assert first == int(runs.steps[:chains].sum())
 
     @jax.jit
     def tried(runs):
@@ -105,9 +106,9 @@ def test_the_kept_prefix_is_not_read_again():
         return position, on(jax.random.key(5), target, runs, LENGTH, are_tried(runs, 1))
 
     position, runs = tried(runs)
-    kept_tokens = np.maximum(np.asarray(position)[16:] - 1, 0)
-    written = int((np.asarray(runs.steps)[16:] - kept_tokens).sum())
-    assert kept_tokens.sum() > 4  # there is something to keep, whatever the draws of this version of JAX
+    kept_tokens = np.maximum(np.asarray(position)[chains:] - 1, 0)
+    written = int((np.asarray(runs.steps)[chains:] - kept_tokens).sum())
+    assert kept_tokens.sum() > 8
     assert read(runs) - first == written + (kept_tokens > 0).sum()  # the last token that stays is taken in again, for the law after it
 
 
