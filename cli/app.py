@@ -207,7 +207,8 @@ def bench(
     reward: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="abacus-prm, checker (exact, of arithmetic), verifier (the task's own, of answers), or hf:DIRECTORY of a classifier."
+            metavar="NAME",
+            help="abacus-prm, checker or checker:NATS (exact, of arithmetic; so sure), verifier (the task's own, of answers), or hf:DIRECTORY of a classifier.",
         ),
     ] = None,
     noise: Annotated[float, typer.Option(parser=_not_negative, metavar="NATS", help="Makes the reward worse: standard deviation added to its log odds.")] = 0.0,

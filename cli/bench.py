@@ -28,9 +28,9 @@ from posterity.cli.trials import Log, Outcome, Place
 from posterity.inference.answers import Choice, pass_at_k
 from posterity.models.lm.language_model import LanguageModel, Prompt
 from posterity.models.lm.load import load, load_classifier
-from posterity.models.potentials.arithmetic import Alphabet, line_log_potential
+from posterity.models.potentials.arithmetic import Alphabet, Checker
 from posterity.models.potentials.degraded import Degraded
-from posterity.models.potentials.reward import Reward, TextReward, as_reward
+from posterity.models.potentials.reward import Reward, as_reward
 from posterity.models.programs.reason import reason
 from posterity.models.programs.tasks import Problem, Task, Verifier, task, verifier
 
@@ -154,9 +154,15 @@ def prepare(given: Task, lm: LanguageModel, reward: str, noise: float, length_bi
 
 def load_reward(name: str, lm: LanguageModel) -> Reward:
     """The reward that `--reward` names."""
-    if name == "checker":
-        alphabet = Alphabet.of(lm.tokenizer)
-        return TextReward(jax.tree_util.Partial(lambda text: jnp.exp(line_log_potential(text.tokens, text.length, alphabet))))
+    kind, _, sure = name.partition(":")
+    if kind == "checker":
+        try:
+            odds = float(sure or "inf")
+        except ValueError:
+            odds = -1.0
+        if not odds > 0:
+            raise ValueError(f"checker:NATS takes a positive number, got {sure!r}")
+        return Checker(jnp.asarray(odds, jnp.float32), Alphabet.of(lm.tokenizer))
     loaded: Any = load_classifier(name) if ":" in name else load(name)
     try:
         return as_reward(loaded)

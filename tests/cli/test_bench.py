@@ -147,7 +147,7 @@ def test_files_hold_what_was_found(finished, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_runs_on_a_small_model(posterity, random_model, tmp_path):
-    options = ("--strategies", "pf,pf-best", "--budgets", "2", "--problems", 2, "--seeds", 1, "--reward", "checker", "--rule", "product")
+    options = ("--strategies", "pf,pf-best", "--budgets", "2", "--problems", 2, "--seeds", 1, "--reward", "checker:2", "--rule", "product")
     command = ("bench", "--task", "abacus:1", "--model", random_model, "--potential", "identity", *options, "--out", tmp_path)
     result = posterity(*command, "--json")
     assert (result.code, result.err) == (0, "")
@@ -171,6 +171,7 @@ def test_the_command_runs_on_a_small_model(posterity, random_model, tmp_path):
         (("--task", "abacus:hard", "--noise", "-1"), "'-1' is below 0"),
         (("--task", "abacus:hard", "--length-bias", "nan"), "'nan' is not a number"),
         (("--task", "abacus:hard", "--reward", "luck"), "luck"),
+        (("--task", "abacus:hard", "--reward", "checker:-2"), "checker:NATS takes a positive number, got '-2'"),
         (("--task", "abacus:hard", "--reward", "abacus"), "abacus is a language model, no reward"),
     ],
 )

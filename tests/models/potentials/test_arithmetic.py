@@ -1,5 +1,6 @@
 """The device's line check against the host's exact one."""
 
+import dataclasses
 from functools import partial
 from random import Random
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import tokenizers
 
+import posterity as po
 from posterity.models.lm.tokenizer import Tokenizer
-from posterity.models.potentials.arithmetic import Alphabet, line_log_potential
+from posterity.models.potentials.arithmetic import Alphabet, Checker, line_log_potential
 from posterity.models.programs.arithmetic import CHARACTERS, LEVELS, check, generate, is_number, legal_next_lines, parse, trace
 
 CAPACITY = 192
@@ -179,3 +181,26 @@ def test_it_compiles_once_for_all_texts():
         ids = TOKENIZER.encode(text)
         potential(jnp.array(ids + [0] * (16 - len(ids))), len(ids))
     assert len(traced) == 1
+
+
+def test_as_a_reward_it_is_as_sure_as_it_was_told_and_remembers_what_was_wrong():
+    """Three texts read line by line: a right one, one whose first line is wrong and the second right again, and one that stands still."""
+    lm = po.load("abacus")
+    reward, prompt = Checker(jnp.array(2.0), Alphabet.of(lm.tokenizer)), lm.prompt("1+2*3=")
+    text = lm.start(prompt).source.spawn(3, 16).view()
+    (end,) = lm.tokenizer.end_ids
+
+    def grown(texts: list[list[int]]):
+        tokens = [[*lm.tokenizer.encode("1+2*3="), *own] for own in texts]
+        return dataclasses.replace(text, tokens=jnp.array([row + [0] * (22 - len(row)) for row in tokens]), length=jnp.array([len(row) for row in tokens]))
+
+    moving, first = jnp.array([True, True, False]), [lm.tokenizer.encode("1+6\n"), lm.tokenizer.encode("1+5\n"), []]
+    sure, start = 1 / (1 + np.exp(-2.0)), reward.begin(prompt, 3, 16)
+    scores, state = reward.score(start, grown(first), moving)
+    np.testing.assert_allclose(scores, [sure, 1 - sure, sure], rtol=1e-6)
+    state = reward.select(state, jnp.array([0, 1, 0]))
+    scores, _ = reward.score(state, grown([first[0] + [7, end], first[1] + [6, end], first[0]]), moving)
+    np.testing.assert_allclose(scores, [sure, 1 - sure, sure], rtol=1e-6)
+    scores, _ = reward.replace(sure=jnp.array(jnp.inf)).score(start, grown(first), moving)
+    np.testing.assert_array_equal(scores, [1, 0, 1])
+    np.testing.assert_array_equal(reward.rewind(start, reward.mark(state)), [True, False, True])
