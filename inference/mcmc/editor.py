@@ -13,7 +13,7 @@ from numpyro import handlers
 from posterity.inference.blocks import Moved
 from posterity.inference.mcmc.parameters import function_program, log_prior
 from posterity.inference.mcmc.runs import Kept, Runs
-from posterity.inference.mcmc.tries import are_tried, as_long, back, choose, of_chain, on, priors, spread
+from posterity.inference.mcmc.tries import are_tried, as_long, back, choose, end, of_chain, on, priors, spread
 from posterity.ppl.effects import isolated, loop, particle_map
 from posterity.ppl.program import Definition, FunctionProgram
 from posterity.ppl.transform import times
@@ -33,20 +33,21 @@ class Editor:
         runs = spread(program, particles, 1)
         n, rows = runs.chains, jnp.arange(runs.steps.shape[0])
         old, steps = jax.tree.map(lambda x: x[:n], runs.choices), runs.steps[:n]
-        edit, new_steps, new, log_there = particle_map(self._write, (0, 0, 0), (0, 0, 0, 0))(jax.random.split(write_key, n), program.value(runs), old)
+        until, keys = end(runs, time), jax.random.split(write_key, n)
+        edit, new_steps, new, log_there = particle_map(self._write, (0, 0, 0, None), (0, 0, 0, 0))(keys, program.value(runs), old, until)
         parts = jnp.minimum(jnp.minimum(steps, new_steps) + 1, first_difference(old, new))  # at which step they part: what is before stays
         runs = back(back_key, program, runs, of_chain(runs, parts), 1)
         asked = of_chain(runs, new_steps)
         runs = on(rest_key, program, runs, asked, are_tried(runs, 1), of_chain(runs, new))
         tried = program.value(program.rows(runs, jnp.roll(rows, -n)))  # of the new runs, in the chains' place
-        log_back = particle_map(self._density, (0, 0, 0, 0))(tried, edit, old, steps)
+        log_back = particle_map(self._density, (0, 0, 0, 0, None))(tried, edit, old, steps, until)
         log_weights = times(program.log_target(runs), priors(runs))
         log_weights = jnp.where((rows < n) | as_long(program, runs, asked, time), log_weights, -jnp.inf)
         log_proposed = jnp.concatenate([log_there, log_back, jnp.zeros(rows.shape[0] - 2 * n)])  # of the other run, from this one
         return choose(choose_key, program, runs, times(log_weights, log_proposed), 1)
 
-    def _write(self, key: Array, value: Any, like: Choices) -> tuple[Choices, Int[Array, ""], Choices, Float[Array, ""]]:
-        """What the editor decides of a value before its steps, how many steps it makes, the choices of these, and the log density of all that."""
+    def _write(self, key: Array, value: Any, like: Choices, until: Array | int) -> tuple[Choices, Int[Array, ""], Choices, Float[Array, ""]]:
+        """What the editor decides of a value before its steps, how many steps it makes (to `until` at most), their choices, and the log density of all that."""
         begin_key, step_key = jax.random.split(key)
         program, length = self._of(value), jax.tree.leaves(like)[0].shape[0]
         particles, _ = program.init(begin_key, 1)
@@ -62,13 +63,13 @@ class Editor:
             return t + 1, particles, new, log_density + log_made[0]
 
         def going(state: tuple) -> Array:
-            return (state[0] < length) & ~program.done(state[1])[0]
+            return (state[0] < until) & ~program.done(state[1])[0]
 
         start = jnp.zeros((), jnp.int32), particles, like, _log_prior(program, edit)
         steps, particles, new, log_density = loop(going, turn, start, limit=length)
-        return edit, jnp.where(program.done(particles)[0], steps, length + 1), new, log_density
+        return edit, steps, new, log_density
 
-    def _density(self, value: Any, edit: Choices, choices: Choices, steps: Int[Array, ""]) -> Float[Array, ""]:
+    def _density(self, value: Any, edit: Choices, choices: Choices, steps: Int[Array, ""], until: Array | int) -> Float[Array, ""]:
         """The log density with which the editor, given a value and what it decided before its steps, writes these; -inf where it ends elsewhere."""
         program, length = self._of(value), jax.tree.leaves(choices)[0].shape[0]
         given = Definition(_given).bind(program, edit)
@@ -84,7 +85,7 @@ class Editor:
 
         start = jnp.zeros((), jnp.int32), particles, _log_prior(program, edit)
         made, particles, log_density = loop(going, turn, start, limit=length)
-        return jnp.where((made == steps) & given.done(particles)[0], log_density, -jnp.inf)
+        return jnp.where((made == steps) & ((steps >= until) | given.done(particles)[0]), log_density, -jnp.inf)
 
     def _of(self, value: Any) -> FunctionProgram:
         with isolated():  # so that a call of what `@po.program` made is a program, whoever looks on

@@ -97,8 +97,8 @@ def _slices(
 def _stepped_out(key: Array, along: Any, level: Float[Array, " n"], width: Float[Array, " n"]) -> tuple[Array, Array]:
     """An interval around 0 with ends below the level, or as wide as is allowed; how the steps are shared between its sides is random."""
     place_key, share_key = jax.random.split(key)
-    low = -width * draw(place_key, "place", dist.Uniform().expand(width.shape))
-    left = jnp.floor(OUT * draw(share_key, "share", dist.Uniform().expand(width.shape)))
+    low = draw(place_key, "place", dist.Uniform(-width, 0.0))
+    left = draw(share_key, "share", dist.DiscreteUniform(0, OUT - 1).expand(width.shape))
 
     def further(state):
         count, low, high, lower, higher = state
@@ -106,7 +106,7 @@ def _stepped_out(key: Array, along: Any, level: Float[Array, " n"], width: Float
         higher = higher & (count < OUT - 1 - left) & (along(high) > level)
         return count + 1, jnp.where(lower, low - width, low), jnp.where(higher, high + width, high), lower, higher
 
-    start = (jnp.zeros(()), low, low + width, jnp.ones(low.shape, bool), jnp.ones(low.shape, bool))
+    start = (jnp.zeros((), left.dtype), low, low + width, jnp.ones(low.shape, bool), jnp.ones(low.shape, bool))
     _, low, high, *_ = loop(lambda state: (state[0] < OUT) & jnp.any(state[3] | state[4]), further, start, limit=OUT)
     return low, high
 
@@ -118,8 +118,7 @@ def _shrunk(
 
     def again(state):
         turn, low, high, offset, found, log_found, invalid = state
-        u = draw(jax.random.fold_in(key, turn), "point", dist.Uniform().expand(low.shape))
-        point = low + u * (high - low)
+        point = draw(jax.random.fold_in(key, turn), "point", dist.Uniform(low, high))
         log_new = along(point)
         wrong = jnp.isnan(log_new) | jnp.isposinf(log_new)
         taken = ~found & (log_new > level) & ~wrong
@@ -164,7 +163,7 @@ def _around(key: Array, program: Parametric, particles: Any, name: str, time: An
         return fresh, times(log_prior(program.inner, new) - _log_law(program, name, new), program.log_likelihood(fresh))
 
     level = turned(jnp.zeros(n))[1] - draw(level_key, "level", dist.Exponential().expand([n]))
-    first = 2 * jnp.pi * draw(angle_key, "angle", dist.Uniform().expand([n]))
+    first = draw(angle_key, "angle", dist.Uniform(0.0, 2 * jnp.pi).expand([n]))
     # An interval that goes once around, cut at a random place.
     angle, found, _, invalid = _shrunk(in_key, lambda angle: turned(angle)[1], level, first - 2 * jnp.pi, first, jnp.ones(n, bool))
     moved = found & ~invalid

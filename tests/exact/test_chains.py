@@ -9,11 +9,14 @@ import pytest
 import posterity as po
 from posterity.inference.enumeration.check import Difference, Report
 from posterity.inference.mcmc import metropolis, space, tempered, traces
+from posterity.inference.mcmc.annealing import Cooling
+from posterity.inference.mcmc.paths import Path
 from posterity.inference.mcmc.tempered import Copies
 from posterity.inference.smc.ibis import Parameters
 from posterity.ppl.effects import Decider
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import arrays
+from posterity.tests.fixtures.posed import UNTIMED, planted, posed
 
 # b's support hangs on a: 0 can be with both, 1 with the first alone, 2 with the second.
 HANGING = ([0.25, 0.75], [[0.5, 0.5, 0.0], [0.25, 0.0, 0.75]], [[1.0, 0.25, 2.0], [3.0, 0.5, 1.0]])
@@ -26,12 +29,18 @@ def _float64():
         yield
 
 
-def moving(kernel):
-    return lambda key, program, particles: kernel(key, program, particles)[0]
-
-
 def hanging():
-    return Parameters(finite.static(*arrays(*HANGING)))
+    return finite.static(*arrays(*HANGING))
+
+
+@po.program
+def three(first, second, third, potential):
+    """Three choices, of which each says what the next one can be."""
+    a = po.sample("a", dist.Categorical(first))
+    b = po.sample("b", dist.Categorical(second[a]))
+    c = po.sample("c", dist.Categorical(third[b]))
+    po.factor("potential", jnp.log(potential)[a, c])
+    return jnp.stack([a, b, c])
 
 
 def stopping():
@@ -42,22 +51,71 @@ def copies():
     return Copies(finite.static(*arrays(*HANGING)), jnp.array([1.0, 0.25]))
 
 
-def exchanging():
-    return moving(po.kernels.parallel_tempering(po.kernels.prior(), exponents=(1.0, 0.25)))
+def unjudged(wrong, redraw):
+    def mutant(*given):
+        choices, log_factor = redraw(*given)
+        return choices, jnp.where(wrong & ~jnp.isneginf(log_factor), 0.0, log_factor)
+
+    return mutant
 
 
-def test_a_site_drawn_anew_leaves_the_posterior_invariant(laws):
-    laws.holds("kernel: single_site", po.check.invariant(moving(po.kernels.single_site()), hanging()))
+def one_way(wrong, redraw):
+    def mutant(*given):
+        choices, log_factor = redraw(*given)
+        return choices, jnp.where(wrong & jnp.isneginf(log_factor), 0.0, log_factor)
+
+    return mutant
+
+
+def on_traces(kernel):
+    return planted(kernel, (traces, "redraw", unjudged), (traces, "redraw", one_way))
+
+
+def test_a_site_drawn_anew_leaves_powers_of_the_likelihood_invariant(laws):
+    kernel, target = on_traces(po.kernels.single_site()), Path(hanging(), 1)
+    for exponent in (1.0, 0.5):
+        laws.holds("kernel: single_site", po.check.invariant(kernel, posed(target, exponent=exponent)))
+    laws.fails("single_site without p'(x) / p(x) of what stays", po.check.invariant(kernel, posed(target, exponent=1.0, fault=1)))
+    laws.fails("single_site that does not ask for a way back", po.check.invariant(kernel, posed(target, exponent=1.0, fault=2)))
+
+
+def test_a_block_drawn_anew_leaves_powers_of_the_density_invariant(laws):
+    """Those are what simulated annealing goes through."""
+    third = [[1.0, 0.0], [0.5, 0.5], [0.25, 0.75]]
+    kernel, target = on_traces(po.kernels.block("a", "b")), Cooling(three(*arrays(*HANGING[:2], third, [[1.0, 2.0], [0.5, 3.0]])))
+    for exponent in (1.0, 2.5):
+        laws.holds("kernel: block", po.check.invariant(kernel, posed(target, exponent=exponent)))
+    laws.fails("block without p'(x) / p(x) of what stays", po.check.invariant(kernel, posed(target, exponent=1.0, fault=1)))
+    laws.fails("block that does not ask for a way back", po.check.invariant(kernel, posed(target, exponent=1.0, fault=2)))
+
+
+def none(wrong, positions):
+    return lambda particles: jnp.where(wrong, 1.0, positions(particles))
+
+
+def unweighed(wrong, log_laws):
+    return lambda *given: jnp.where(wrong, 0.0, log_laws(*given))
 
 
 @pytest.mark.slow
 def test_a_step_drawn_anew_leaves_the_law_of_paths_invariant(laws):
-    laws.holds("site_mh", po.check.invariant(moving(traces.site_mh), stopping()))
+    kernel = planted(lambda *given, **time: traces.site_mh(*given, **time), (traces, "positions", none), (traces, "_log_laws", unweighed))
+    laws.holds("site_mh", po.check.invariant(kernel, posed(stopping())))
+    laws.holds("site_mh, after 1 of 2 steps", po.check.invariant(kernel, posed(stopping(), time=1)))
+    laws.fails("site_mh that is not told the time", po.check.invariant(kernel, posed(stopping(), time=1, fault=UNTIMED)))
+    laws.fails("site_mh without n / n'", po.check.invariant(kernel, posed(stopping(), fault=1)))
+    laws.fails("site_mh without p'(x) / p(x) of what stays", po.check.invariant(kernel, posed(stopping(), fault=2)))
+
+
+def always(wrong, exchanged):
+    return lambda key, log_likelihood, exponents: jnp.where(wrong, jnp.arange(exponents.shape[0])[::-1], exchanged(key, log_likelihood, exponents))
 
 
 @pytest.mark.slow
 def test_copies_that_exchange_leave_the_product_of_their_laws_invariant(laws):
-    laws.holds("parallel_tempering", po.check.invariant(exchanging(), copies()))
+    kernel = planted(po.kernels.parallel_tempering(po.kernels.prior(), exponents=(1.0, 0.25)), (tempered, "exchanged", always))
+    laws.holds("parallel_tempering", po.check.invariant(kernel, posed(copies())))
+    laws.fails("parallel tempering that always exchanges", po.check.invariant(kernel, posed(copies(), fault=1)))
 
 
 @pytest.mark.slow
@@ -65,53 +123,14 @@ def test_annealed_importance_sampling_is_properly_weighted(laws):
     def annealed(key, program):
         return po.tempering(key, program, n=1, ladder=jnp.array([0.25, 1.0]), kernel=po.kernels.prior(), moves=1, threshold=0.0)
 
-    laws.holds("annealed importance sampling", po.check.properly_weighted(annealed, finite.static(*arrays(*HANGING))))
-
-
-# -- mutants ------------------------------------------------------------------------------------------------------------------
-
-
-def test_sites_that_judge_only_by_the_likelihood_are_refuted(laws, monkeypatch):
-    redraw = traces.redraw
-    monkeypatch.setattr(traces, "redraw", lambda *given: (redraw(*given)[0], jnp.zeros(())))
-    laws.fails("single_site without p'(x) / p(x) of what stays", po.check.invariant(moving(po.kernels.single_site()), hanging()))
-
-
-@pytest.mark.slow
-def test_sites_that_cannot_come_back_are_refuted(laws, monkeypatch):
-    redraw = traces.redraw
-
-    def one_way(*given):
-        choices, log_factor = redraw(*given)
-        return choices, jnp.where(jnp.isneginf(log_factor), 0.0, log_factor)
-
-    monkeypatch.setattr(traces, "redraw", one_way)
-    laws.fails("single_site that does not ask for a way back", po.check.invariant(moving(po.kernels.single_site()), hanging()))
-
-
-@pytest.mark.slow
-def test_steps_drawn_anew_without_the_ratio_of_lengths_are_refuted(laws, monkeypatch):
-    monkeypatch.setattr(traces, "positions", lambda particles: jnp.ones(particles.steps.shape))
-    laws.fails("site_mh without n / n'", po.check.invariant(moving(lambda *given: traces.site_mh(*given)), stopping()))
-
-
-@pytest.mark.slow
-def test_steps_that_stay_without_their_law_are_refuted(laws, monkeypatch):
-    monkeypatch.setattr(traces, "_log_laws", lambda program, particles: jnp.zeros((particles.steps.shape[0], program.length)))
-    laws.fails("site_mh without p'(x) / p(x) of what stays", po.check.invariant(moving(lambda *given: traces.site_mh(*given)), stopping()))
-
-
-@pytest.mark.slow
-def test_exchanges_that_are_always_made_are_refuted(laws, monkeypatch):
-    monkeypatch.setattr(tempered, "exchanged", lambda key, log_likelihood, exponents: jnp.arange(exponents.shape[0])[::-1])
-    laws.fails("parallel tempering that always exchanges", po.check.invariant(exchanging(), copies()))
+    laws.holds("annealed importance sampling", po.check.properly_weighted(annealed, hanging()))
 
 
 # -- gradients: detailed balance, at some points of a curved target ------------------------------------------------------------------
 
 
 class Decided(Decider):
-    """Decides the noise of a move, refuses it, and notes the probability with which it would be accepted."""
+    """Decides the noise of a move, takes it, and notes the probability with which it would be accepted."""
 
     def __init__(self, noise):
         super().__init__()
@@ -137,28 +156,46 @@ def curved(y):
     return x
 
 
-COVARIANCE, STEP = np.array([[0.5, 0.2], [0.2, 0.8]]), 0.9
+COVARIANCE = np.array([[0.5, 0.2], [0.2, 0.8]])
+FOLLOWING = {
+    "mala": (po.kernels.mala(step=0.9, covariance=COVARIANCE), 0.9),
+    "hamiltonian": (po.kernels.hamiltonian(steps=3, step=0.3, covariance=COVARIANCE), 0.9),
+}
 
 
-def flows(target, points, noise, corrected):
+def flows(name, target, x, noise, corrected):
     """Of every point: the flow to where the noise takes it, the flow back by the noise that leads back, and how far from the point that ends."""
-    kernel = po.kernels.mala(step=STEP, covariance=COVARIANCE)
-    accept = metropolis.accept
+    kernel, far = FOLLOWING[name]
+    accept, start = metropolis.accept, target.init(jax.random.key(1), len(x))[0]
 
-    def move(particles, noise):
-        with pytest.MonkeyPatch.context() as patch, Decided(noise) as decided:
-            patch.setattr(space, "accept", lambda key, new, old, factor: accept(key, new, old, jnp.where(corrected, factor, 0.0)))
-            after, _ = kernel(jax.random.key(0), target, particles)
-        return after, decided.accepted
+    def at(x):
+        return target.at(jax.random.key(2), {"scale": jnp.exp(x[:, 0]), "x": x[:, 1]}, start, None)
 
-    start = target.init(jax.random.key(1), len(points))[0]
-    here = target.at(jax.random.key(2), {"scale": points[:, 0], "x": points[:, 1]}, start, None)
-    there, forward = move(here, noise)
-    without = coordinates(target, move(there, jnp.zeros_like(noise))[0])  # y + drift(y): what is missing to x is the noise
-    back = jnp.linalg.solve(STEP * jnp.linalg.cholesky(COVARIANCE), (coordinates(target, here) - without).T).T
-    again, backward = move(there, back)
-    flow = lambda particles, noise, accepted: jnp.exp(log_target(target, particles) - 0.5 * jnp.sum(noise**2, axis=1)) * accepted  # noqa: E731
-    return flow(here, noise, forward), flow(there, back, backward), jnp.max(abs(coordinates(target, again) - coordinates(target, here))), forward
+    def moved(x, noise):
+        """Where the noise takes each point, with which probability it is accepted, and the slope of the former in the noise."""
+
+        def move(noise):
+            with pytest.MonkeyPatch.context() as patch, Decided(noise) as decided:
+                patch.setattr(space, "accept", lambda key, new, old, factor: accept(key, new, old, jnp.where(corrected, factor, 0.0)))
+                after, _ = kernel(jax.random.key(0), target, at(x))
+            return coordinates(target, after), decided.accepted
+
+        along = lambda axis: jax.jvp(move, (noise,), (jnp.broadcast_to(axis, noise.shape),))  # noqa: E731
+        (end, accepted), (slope, _) = jax.vmap(along, out_axes=(None, -1))(jnp.eye(2))
+        return end, accepted, slope
+
+    def closer(_, back):
+        end, _, slope = moved(y, back)
+        return back + jnp.linalg.solve(slope, (x - end)[:, :, None])[:, :, 0]
+
+    def flow(x, noise, accepted, slope):
+        return jnp.exp(log_target(target, at(x)) - 0.5 * jnp.sum(noise**2, axis=1) - jnp.linalg.slogdet(slope)[1]) * accepted
+
+    y, forward, slope = moved(x, noise)
+    straight = jnp.linalg.solve(far * jnp.linalg.cholesky(COVARIANCE), (x - y).T).T
+    back = jax.lax.fori_loop(0, 12, closer, straight)  # Newton's method
+    again, backward, slope_back = moved(y, back)
+    return flow(x, noise, forward, slope), flow(y, back, backward, slope_back), jnp.max(abs(again - x)), forward
 
 
 def balance(there, back) -> Report:
@@ -182,12 +219,13 @@ def log_target(target, particles):
 
 
 @pytest.mark.slow
-def test_mala_balances_in_detail_and_without_the_ratio_of_proposals_does_not(laws):
-    points = jnp.array([[0.3, -1.0], [1.0, 0.5], [2.5, 2.0], [0.7, 1.4]])
+@pytest.mark.parametrize(("name", "factor"), [("mala", "q(x|y) / q(y|x)"), ("hamiltonian", "the energy of the motion")])
+def test_what_follows_gradients_balances_in_detail_and_without_its_factor_does_not(laws, name, factor):
+    points = jnp.array([[-1.2, -1.0], [0.0, 0.5], [0.9, 2.0], [-0.4, 1.4]])
     noise = jnp.array([[0.5, -0.3], [-1.0, 0.2], [0.1, 0.9], [1.2, -0.7]])
-    run = jax.jit(lambda corrected: flows(Parameters(curved(jnp.array(1.5))), points, noise, corrected))
+    run = jax.jit(lambda corrected: flows(name, Parameters(curved(jnp.array(1.5))), points, noise, corrected))
     there, back, gap, accepted = run(True)
     assert gap < 1e-9
     assert jnp.min(accepted) < 0.99  # something is corrected
-    laws.holds("kernel: mala", balance(there, back))
-    laws.fails("mala without q(x|y) / q(y|x)", balance(*run(False)[:2]))
+    laws.holds(f"kernel: {name}", balance(there, back))
+    laws.fails(f"{name} without {factor}", balance(*run(False)[:2]))

@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from flax import struct
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import posterity as po
 from posterity.inference.mcmc import metropolis, pmmh
@@ -15,6 +16,7 @@ from posterity.inference.smc import conditional
 from posterity.inference.smc.nested import Nested
 from posterity.tests.fixtures import finite, hierarchical
 from posterity.tests.fixtures.finite import FEW, arrays
+from posterity.tests.fixtures.posed import UNTIMED, planted, posed
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +30,11 @@ def _float64():
         yield
 
 
-def suffix_mh(key, program, particles):
-    return metropolis.suffix_mh(key, program, particles)[0]
+def without_the_factor(wrong, accept):
+    return lambda key, log_new, log_old, log_factor: accept(key, log_new, log_old, jnp.where(wrong, 0.0, log_factor))
+
+
+suffix_mh = planted(metropolis.suffix_mh, (metropolis, "accept", without_the_factor))
 
 
 @cache
@@ -54,25 +59,23 @@ def with_estimate(program):
     return Estimated(program.parameters, program.model, program.threshold, program.n, program.resampling)
 
 
-def from_the_prior(key, program, particles):
-    return pmmh.move(key, program, particles)[0]
-
-
-def proposed(key, program, particles):
+def with_a_proposal(key, program, particles, *, time):
     (prior,) = program.parameters.leaves[:1]
     proposal = pmmh.Proposal(dist.Categorical(prior), jax.tree_util.Partial(twist_of, jnp.asarray(0.75)))
-    return pmmh.move(key, program, particles, proposal=proposal)[0]
+    return pmmh.move(key, program, particles, proposal=proposal, time=time)
 
 
+PMMH = {"from the prior": planted(pmmh.move), "proposed": planted(with_a_proposal, (pmmh, "accept", without_the_factor))}
 PROGRAMS = {"stopping": finite.stoppings, "emitting": finite.emittings, "static": finite.statics}
 
 
 @pytest.mark.parametrize("structure", PROGRAMS)
 def test_redrawing_a_suffix_leaves_the_path_law_invariant(laws, structure):
-    @given(program=PROGRAMS[structure]())
+    @given(program=PROGRAMS[structure](), time=st.sampled_from([None, 1]))
     @FEW
-    def invariant(program):
-        laws.holds("suffix_mh", po.check.invariant(suffix_mh, po.recorded(program)))
+    def invariant(program, time):
+        name = "suffix_mh" if time is None or not program.length else "suffix_mh, after 1 step"
+        laws.holds(name, po.check.invariant(suffix_mh, posed(po.recorded(program), time=time)))
 
     invariant()
 
@@ -87,39 +90,34 @@ def test_conditional_smc_leaves_the_path_law_invariant(laws, structure, n):
     invariant()
 
 
-@pytest.mark.parametrize("kernel", [from_the_prior, proposed])
-@given(tables=hierarchical.hierarchies())
+@pytest.mark.parametrize("name", PMMH)
+@given(tables=hierarchical.hierarchies(), time=st.sampled_from([None, 0]))
 @settings(FEW, max_examples=4)
-def test_pmmh_leaves_the_law_of_parameters_estimate_and_path_invariant(laws, kernel, tables):
+def test_pmmh_leaves_the_law_of_parameters_estimate_and_path_invariant(laws, name, tables, time):
     program = with_estimate(hierarchical.nested(*tables, inner=2))
-    laws.holds(f"pmmh, {kernel.__name__.replace('_', ' ')}", po.check.invariant(kernel, program))
+    laws.holds(f"pmmh, {name}" if time is None else f"pmmh, {name}, before any step", po.check.invariant(PMMH[name], posed(program, time=time)))
 
 
 def a_stopping_one():
     return po.recorded(finite.stopping(*arrays(*STOPPING)))
 
 
-def without_the_factor(key, log_new, log_old, log_factor=0.0):
-    return metropolis.accept(key, log_new, log_old)
+def test_moves_without_the_ratio_of_lengths_are_refuted(laws):
+    laws.fails("suffix_mh without n / n'", po.check.invariant(suffix_mh, posed(a_stopping_one(), fault=1)))
+    laws.fails("suffix_mh that is not told the time", po.check.invariant(suffix_mh, posed(a_stopping_one(), time=1, fault=UNTIMED)))
 
 
-def test_moves_without_the_ratio_of_lengths_are_refuted(laws, monkeypatch):
-    accept = metropolis.accept
-    monkeypatch.setattr(metropolis, "accept", lambda key, log_new, log_old, log_factor: accept(key, log_new, log_old))
-    laws.fails("suffix_mh without n / n'", po.check.invariant(lambda *given: suffix_mh(*given), a_stopping_one()))
-
-
-def test_pmmh_without_the_ratio_of_proposals_is_refuted(laws, monkeypatch):
-    monkeypatch.setattr(pmmh, "accept", without_the_factor)
-    program = hierarchical.nested(*arrays(*HIERARCHY), inner=1)
-    laws.fails("pmmh without q(x|x') / q(x'|x)", po.check.invariant(lambda *given: proposed(*given), program))
+def test_pmmh_without_the_ratio_of_proposals_is_refuted(laws):
+    program = with_estimate(hierarchical.nested(*arrays(*HIERARCHY), inner=2))
+    laws.fails("pmmh without q(x|x') / q(x'|x)", po.check.invariant(PMMH["proposed"], posed(program, fault=1)))
+    laws.fails("pmmh that is not told the time", po.check.invariant(PMMH["proposed"], posed(program, time=0, fault=UNTIMED)))
 
 
 def test_pmmh_that_estimates_its_present_state_anew_is_refuted(laws):
     def anew(key, program, particles):
         here, there = jax.random.split(key)
         again = program.at(here, particles.parameters, jnp.zeros(1))
-        return from_the_prior(there, program, pmmh.run(here, program, again, program.length))
+        return pmmh.move(there, program, pmmh.run(here, program, again, program.length))[0]
 
     laws.fails("pmmh with a fresh estimate of where it stands", po.check.invariant(anew, hierarchical.nested(*arrays(*HIERARCHY), inner=1)))
 

@@ -8,15 +8,17 @@ import numpyro.distributions as dist
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import constraints
 
 import posterity as po
-from posterity.inference.mcmc import parameters
+from posterity.inference.mcmc import kernels, parameters, space
+from posterity.inference.mcmc.paths import Path
 from posterity.inference.smc import tempering, waste_free
 from posterity.inference.smc.ibis import Parameters
 from posterity.ppl.effects import Atomic
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import FEW, arrays
+from posterity.tests.fixtures.posed import UNTIMED, planted, posed
 
 pytestmark = pytest.mark.slow
 
@@ -98,31 +100,73 @@ def scale(masses, potentials):
 SCALE = ([0.5, 0.3, 0.2], [1.0, 0.25, 3.0])
 
 
-def moving(kernel):
-    return lambda key, program, particles: kernel(key, program, particles)[0]
+def unscaled(wrong, biject_to):
+    """Coordinates whose Jacobian is left out."""
+
+    class Flat(type(biject_to(constraints.positive))):
+        def log_abs_det_jacobian(self, x, y, intermediates=None):
+            return jnp.where(wrong, 0.0, super().log_abs_det_jacobian(x, y, intermediates))
+
+    return lambda support: Flat()
+
+
+def unproposed(wrong, accept):
+    return lambda key, log_new, log_old, log_factor: accept(key, log_new, log_old, jnp.where(wrong, 0.0, log_factor))
+
+
+def unlikely(wrong, times):
+    return lambda log_prior, log_likelihood: times(jnp.where(wrong & (log_prior > -jnp.inf), 0.0, log_prior), log_likelihood)
+
+
+def present(wrong, accept):
+    return lambda key, log_new, log_old: accept(key, log_new, jnp.where(wrong, 0.0, log_old))
 
 
 KERNELS = {"prior": po.kernels.prior(), "cycle of uniform": po.kernels.cycle(po.kernels.uniform(), po.kernels.uniform("b"))}
-MOVES = {name: moving(kernel) for name, kernel in KERNELS.items()}
+MOVES = {
+    "prior": (planted(KERNELS["prior"], (kernels, "accept", present)), "prior without the likelihood that is given up"),
+    "cycle of uniform": (planted(KERNELS["cycle of uniform"], (kernels, "times", unlikely)), "cycle of uniform without the law of the choices"),
+}
+ON_THE_LATTICE = {"covariance": jnp.log(2.0).reshape(1, 1) ** 2, "noise": Neighbours()}  # steps are units of the logarithmic lattice
+ON_CONSTRAINED = {
+    "random_walk": (
+        planted(po.kernels.random_walk(**ON_THE_LATTICE), (parameters, "biject_to", unscaled)),
+        "random_walk without the Jacobian",
+    ),
+    "independent": (
+        planted(po.kernels.independent(mean=jnp.zeros(1), **ON_THE_LATTICE), (space, "accept", unproposed)),
+        "independent without q(x) / q(x')",
+    ),
+}
 
 
-@cache
-def on_the_lattice(name):
-    """A kernel whose steps are one unit of the logarithmic lattice."""
-    options = {"independent": {"mean": jnp.zeros(1)}, "random_walk": {}}[name]
-    return moving(getattr(po.kernels, name)(covariance=jnp.log(2.0).reshape(1, 1) ** 2, noise=Neighbours(), **options))
-
-
-@pytest.mark.parametrize("name", KERNELS)
-@given(program=finite.statics())
+@pytest.mark.parametrize("name", MOVES)
+@given(program=finite.statics(), exponent=st.sampled_from([1.0, 0.5]))
 @FEWER
-def test_kernels_leave_the_posterior_invariant(laws, name, program):
-    laws.holds(f"kernel: {name}", po.check.invariant(MOVES[name], Parameters(program)))
+def test_kernels_leave_the_posterior_invariant(laws, name, program, exponent):
+    laws.holds(f"kernel: {name}", po.check.invariant(MOVES[name][0], posed(Path(program, 1), exponent=exponent)))
 
 
-@pytest.mark.parametrize("name", ["random_walk", "independent"])
+@pytest.mark.parametrize("name", MOVES)
+def test_kernels_that_leave_out_a_factor_are_refuted(laws, name):
+    kernel, mutant = MOVES[name]
+    laws.fails(mutant, po.check.invariant(kernel, posed(Path(static(), 1), exponent=1.0, fault=1)))
+
+
+@pytest.mark.parametrize("name", ON_CONSTRAINED)
 def test_kernels_on_constrained_choices_leave_the_posterior_invariant(laws, name):
-    laws.holds(f"kernel: {name}", po.check.invariant(on_the_lattice(name), Parameters(scale(*arrays(*SCALE)))))
+    kernel, mutant = ON_CONSTRAINED[name]
+    target = Path(scale(*arrays(*SCALE)), 1)
+    for exponent in (1.0, 0.5):
+        laws.holds(f"kernel: {name}", po.check.invariant(kernel, posed(target, exponent=exponent)))
+    laws.fails(mutant, po.check.invariant(kernel, posed(target, exponent=1.0, fault=1)))
+
+
+def test_parameters_are_judged_by_as_many_data_as_there_were(laws):
+    kernel, target = planted(po.kernels.uniform(), (kernels, "times", unlikely)), Parameters(a_learning())
+    laws.holds("kernel: uniform, after 1 of 2 data", po.check.invariant(kernel, posed(target, time=1)))
+    laws.holds("kernel: uniform, after all data", po.check.invariant(kernel, posed(target)))
+    laws.fails("uniform that is not told the time", po.check.invariant(kernel, posed(target, time=1, fault=UNTIMED)))
 
 
 @cache
@@ -205,12 +249,3 @@ def test_moves_that_judge_parameters_by_less_than_all_data_are_refuted(laws, mon
     at = Parameters.at
     monkeypatch.setattr(Parameters, "at", lambda program, key, choices, particles, time: at(program, key, choices, particles, 0)._replace(time=particles.time))
     laws.fails("ibis whose moves forget the data", po.check.properly_weighted(fresh(ibis(1)), a_learning()))
-
-
-def test_a_random_walk_without_the_jacobian_is_refuted(laws, monkeypatch):
-    class Flat(type(biject_to(constraints.positive))):
-        def log_abs_det_jacobian(self, x, y, intermediates=None):
-            return jnp.zeros_like(x)
-
-    monkeypatch.setattr(parameters, "biject_to", lambda support: Flat())
-    laws.fails("random_walk without the Jacobian", po.check.invariant(fresh(on_the_lattice("random_walk")), Parameters(scale(*arrays(*SCALE)))))

@@ -19,9 +19,16 @@ from posterity.inference.mcmc.on_runs import conditional_filter, gibbs, span, su
 from posterity.inference.mcmc.runs import Kept, kept
 from posterity.tests.fixtures import finite
 from posterity.tests.fixtures.finite import arrays
+from posterity.tests.fixtures.posed import UNTEMPERED, UNTIMED, planted, posed
 from posterity.tests.fixtures.tiny_lm import language_model
 
 STOPPING = ([0.3, 0.7], [[0.5, 0.5], [0.2, 0.8]], [[1.0, 1.0], [0.5, 0.25], [0.3, 1.5]], [1.0, 3.0, 0.25])
+THREE = (  # it goes on from 0 and from 2
+    [0.25, 0.5, 0.25],
+    [[0.5, 0.25, 0.25], [0.25, 0.25, 0.5], [0.2, 0.5, 0.3]],
+    [[1.0, 1.0, 0.5], [0.5, 0.25, 2.0], [0.3, 1.5, 1.0]],
+    [1.0, 3.0, 0.25],
+)
 EXPONENT = 3.0
 
 
@@ -31,12 +38,8 @@ def _float64():
         yield
 
 
-def stopping():
-    return finite.stopping(*arrays(*STOPPING))
-
-
-def markov():
-    return finite.markov(*arrays([0.3, 0.7], [[0.6, 0.4], [0.2, 0.8]], [[1.0, 1.0], [0.5, 0.25], [0.3, 1.5]]))
+def stopping(tables=STOPPING):
+    return finite.stopping(*arrays(*tables))
 
 
 def emitting():
@@ -62,11 +65,11 @@ def bigrams():
 
 @cache
 def moves(kernel):
-    return lambda key, program, runs: kernel(key, program, runs)[0]
+    return planted(kernel)
 
 
 def checked(kernel, program):
-    return po.check.invariant(moves(kernel), kept(program, scored=True))
+    return po.check.invariant(moves(kernel), posed(kept(program, scored=True)))
 
 
 @po.program
@@ -88,26 +91,58 @@ def rewrite(rates, path):
 
 
 EDITOR = editor(Partial(rewrite, np.array([[0.6, 0.4], [0.25, 0.75]])))
-KERNELS = {"suffix": suffix(), "gibbs": gibbs("x"), "editor": EDITOR}
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_kernels_on_runs_leave_their_law_invariant(laws, name):
-    laws.holds(f"{name}, on runs", checked(KERNELS[name], stopping()))
+def no_length(wrong, log_positions):
+    return lambda runs: jnp.where(wrong, 0.0, log_positions(runs))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("program", [stopping, markov])
-def test_spans_leave_their_law_invariant(laws, program):
-    laws.holds("span, on runs", checked(span(), program()))
+def no_rest(wrong, priors):
+    return lambda runs, since=1: jnp.where(wrong, 0.0, priors(runs, since))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "kernel"), [("suffix, 2 tries", suffix(tries=2)), ("span of 2, 2 tries", span(2, tries=2)), ("conditional filter", conditional_filter(2))]
-)
-def test_several_tries_leave_their_law_invariant(laws, name, kernel):
-    laws.holds(f"{name}, on runs", checked(kernel, stopping()))
+def no_way_back(wrong, density):
+    return lambda *given: jnp.where(wrong, 0.0, density(*given))
+
+
+def nothing_followed(wrong, step):
+    def mutant(self, key, runs, *, where=None, given=None, which=None):
+        return step(self, key, runs, where=where, given=given, which=None if which is None else which & ~wrong)
+
+    return mutant
+
+
+def any_length(wrong, as_long):
+    return lambda *given: wrong | as_long(*given)
+
+
+LENGTH, REST = (on_runs, "log_positions", no_length), (on_runs, "priors", no_rest)
+KERNELS = {
+    "suffix": (suffix(), STOPPING, LENGTH, "without n / n'"),
+    "gibbs": (gibbs("x"), THREE, REST, "without the density of the rest"),
+    "editor": (EDITOR, STOPPING, (editors.Editor, "_density", no_way_back), "without q(x | x')"),
+}
+SLOW = {
+    "span": (span(), THREE, REST, "without the density of the rest"),
+    "suffix, 2 tries": (suffix(tries=2), STOPPING, LENGTH, "without n / n'"),
+    "span of 2, 2 tries": (span(2, tries=2), STOPPING, (on_runs, "as_long", any_length), "that takes shorter ones"),
+    "conditional filter": (conditional_filter(2), STOPPING, (Kept, "step", nothing_followed), "that follows nothing"),
+}
+
+
+@pytest.mark.parametrize("name", [*KERNELS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_kernels_on_runs_leave_their_law_invariant_after_some_steps_and_at_powers_too(laws, name):
+    kernel, tables, fault, mistaken = (KERNELS | SLOW)[name]
+    kernel = planted(kernel, fault)
+
+    def check(**options):
+        return po.check.invariant(kernel, posed(kept(stopping(tables), scored=True), **{"exponent": 1.0, **options}))
+
+    laws.holds(f"{name}, on runs", check())
+    laws.holds(f"{name}, on runs, after 1 of 2 steps, at exponent 0.5", check(time=1, exponent=0.5))
+    laws.fails(f"{name}, on runs, {mistaken}", check(fault=1))
+    laws.fails(f"{name}, on runs, that is not told the time", check(time=1, fault=UNTIMED))
+    laws.fails(f"{name}, on runs, that is not told the exponent", check(exponent=0.5, fault=UNTEMPERED))
 
 
 @pytest.mark.slow
@@ -164,34 +199,6 @@ def test_a_power_is_that_of_whole_texts_and_no_temperature():
 def fresh(kernel):
     """A function of its own, which enumeration has not traced yet."""
     return lambda key, program, runs: kernel(key, program, runs)[0]
-
-
-def test_suffix_moves_without_the_ratio_of_lengths_are_refuted(laws, monkeypatch):
-    monkeypatch.setattr(on_runs, "log_positions", lambda runs: 0.0)
-    laws.fails("suffix on runs without n / n'", po.check.invariant(fresh(suffix()), kept(stopping())))
-
-
-@pytest.mark.slow
-def test_spans_that_forget_the_density_of_the_rest_are_refuted(laws, monkeypatch):
-    monkeypatch.setattr(on_runs, "priors", lambda runs, since: jnp.zeros(runs.steps.shape[0]))
-    laws.fails("span without the density of the rest", po.check.invariant(fresh(span()), kept(markov(), scored=True)))
-
-
-@pytest.mark.slow
-def test_editors_without_the_density_of_the_way_back_are_refuted(laws, monkeypatch):
-    monkeypatch.setattr(editors.Editor, "_density", lambda self, value, edit, choices, steps: jnp.zeros(()))
-    laws.fails("editor without q(x | x')", po.check.invariant(fresh(EDITOR), kept(stopping(), scored=True)))
-
-
-@pytest.mark.slow
-def test_conditional_filters_that_follow_nothing_are_refuted(laws, monkeypatch):
-    step = Kept.step
-
-    def free(self, key, runs, *, where=None, given=None, which=None):
-        return step(self, key, runs, where=where, given=given, which=None if which is None else jnp.zeros_like(which))
-
-    monkeypatch.setattr(Kept, "step", free)
-    laws.fails("conditional filter on runs that follows nothing", po.check.invariant(fresh(conditional_filter(2)), kept(stopping(), scored=True)))
 
 
 @pytest.mark.slow
