@@ -28,7 +28,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 def start(script, devices, *arguments):
-    flags = " ".join(f"--{name}={value}".lower() for name, value in {"xla_force_host_platform_device_count": devices, **QUICK}.items())
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
     return subprocess.Popen(command, env={**os.environ, "XLA_FLAGS": flags}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -12,14 +12,13 @@ import pytest
 from posterity.tests.fixtures.tiny_lm import language_model
 
 HERE = pathlib.Path(__file__).parent
-# Small programs on virtual devices: what takes long is to compile them.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.fixture(scope="module")
 def eight():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     command = [sys.executable, str(HERE / "on_eight_devices.py")]
-    process = subprocess.run(command, env={**os.environ, "XLA_FLAGS": FLAGS}, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
