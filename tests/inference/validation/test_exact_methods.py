@@ -106,6 +106,13 @@ METHODS = {
     "svi, weighted": (LINE, lambda key, p: po.svi(key, p, "multivariate", steps=500, draws=2_000).weighted),
     "exact": (weather(jnp.zeros(4, int)), lambda key, p: po.exact(p)),
     "nuts": (LINE, lambda key, p: po.mcmc(key, p, chains=4, draws=250, warmup=500)),
+    "slices": (LINE, lambda key, p: po.mcmc(key, p, kernel="slices", chains=4, draws=250, warmup=250)),
+    "random walk, tempered copies": (
+        LINE,
+        lambda key, p: po.mcmc(key, p, kernel=po.kernels.parallel_tempering(po.kernels.random_walk()), chains=8, draws=500, warmup=500),
+    ),
+    "suffix": (weather(jnp.zeros(4, int)), lambda key, p: po.mcmc(key, p, kernel="suffix", chains=20, draws=100, warmup=50)),
+    "conditional filter": (WALK, lambda key, p: po.mcmc(key, p, kernel=po.kernels.conditional_filter(10), chains=4, draws=150, warmup=20)),
 }
 OF_DATA = ("nested smc2", "pmmh")  # their models are made of data
 
