@@ -58,6 +58,12 @@ def block(*names: str) -> Kernel:
     """As `single_site`, but the named choices (all, if none are) are drawn anew together, each by its law given those before it.
 
     A block of all choices is `prior()`.
+
+    Raises (from the sampler):
+      ValueError: when there is no choice of one of the names.
+
+    >>> import posterity as po
+    >>> kernel = po.kernels.cycle(po.kernels.block("mean", "spread"), po.kernels.single_site())
     """
     return Partial(named(_block, names))
 
