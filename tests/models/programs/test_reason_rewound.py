@@ -71,9 +71,8 @@ def test_a_reward_model_has_read_what_the_chains_have_come_to():
     def again(program, particles):
         given, _ = program.past(particles)
         anew, _ = program.init(jax.random.key(0), chains)
-        for t in range(3):
-            anew, _, _ = program.told(jax.random.key(0), anew, jax.tree.map(lambda x, t=t: x[:, t], given))
-        return anew
+        told = lambda t, anew: program.told(jax.random.key(0), anew, jax.tree.map(lambda x: x[:, t], given))[0]  # noqa: E731
+        return jax.lax.fori_loop(0, 3, told, anew)
 
     particles = moved(program, jax.random.key(1))
     anew = again(program, particles)
