@@ -68,8 +68,8 @@ def moves(kernel):
     return planted(kernel)
 
 
-def checked(kernel, program):
-    return po.check.invariant(moves(kernel), posed(kept(program, scored=True)))
+def checked(kernel, program, *, exponent=1.0, **options):
+    return po.check.invariant(moves(kernel), posed(kept(program, scored=True), exponent=exponent, **options))
 
 
 @po.program
@@ -155,6 +155,21 @@ def test_data_may_drive_the_runs(laws, name, kernel):
 @pytest.mark.parametrize(("name", "kernel"), [("suffix", suffix()), ("span", span()), ("gibbs", gibbs("token"))])
 def test_token_kernels_leave_the_law_of_texts_invariant(laws, name, kernel):
     laws.holds(f"{name}, texts of a tabular lm", checked(kernel, bigrams()))
+    laws.holds(f"{name}, texts of a tabular lm, after 1 of 2 tokens, at exponent 0.5", checked(kernel, bigrams(), time=1, exponent=0.5))
+
+
+def two_particles(key, program):
+    return po.smc(key, program, n=2, threshold=1.0)
+
+
+@pytest.mark.slow
+def test_tempering_texts_keeps_their_law(laws):
+    """And at an exponent of 1/2 it has that of the roots of the potentials."""
+    program = bigrams()
+    laws.holds("temper, texts of a tabular lm", po.check.properly_weighted(two_particles, po.temper(program, jnp.array([0.25, 1.0])), meaning=program))
+    halfway = po.temper(program, jnp.array([0.25, 0.5]))
+    laws.holds("temper to exponent 0.5, texts of a tabular lm", po.check.properly_weighted(two_particles, halfway, meaning=posed(kept(program), exponent=0.5)))
+    laws.fails("tempering taken for the law at its end", po.check.properly_weighted(two_particles, halfway, meaning=program))
 
 
 @pytest.mark.slow
