@@ -96,7 +96,7 @@ def slots(copies: Int[Array, " m"], axis: str) -> Int[Array, " m"]:
     slot = here * m + jnp.arange(m, dtype=jnp.int32)
 
     def find(found, ends, device):
-        index = ancestors(jnp.clip(ends - here * m, 0, m))
+        index = ancestors([jnp.clip(ends - here * m, 0, m)], m)
         return jnp.where((slot >= first[device]) & (slot < last[device]), device * m + index, found)
 
     far = jnp.where(needed, here - jnp.arange(devices), 0)

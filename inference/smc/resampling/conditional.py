@@ -35,7 +35,7 @@ class ConditionalMultinomial(Ancestors):
     """Slot 0 keeps particle 0, the others are drawn independently by the weights (Andrieu, Doucet and Holenstein 2010), and sorted."""
 
     def _draw(self, key):
-        return keeping(ancestors(below_draws(key, self.quotas.ends, self.size - 1, self.size)))
+        return keeping(ancestors([below_draws(key, self.quotas.ends, self.size - 1, self.size)], self.size))
 
     def _atoms(self):
         vectors, probabilities = independent(jnp.broadcast_to(portions(relative(self.log_weights)), (self.size - 1, self.size)))
@@ -51,7 +51,7 @@ class ConditionalResidual(Ancestors):
         certain = uniforms(which_key, self.log_weights, ()) * (whole[0] + real(part[0])) < whole[0]
         ends = Quotas(jnp.zeros_like(whole), part).ends
         drawn = below_draws(draw_key, ends, ends.whole[-1] - ~certain, ends.whole[-1])
-        return keeping(ancestors(running_sum(whole.at[0].add(-certain.astype(jnp.int32))) + drawn))
+        return keeping(ancestors([running_sum(whole.at[0].add(-certain.astype(jnp.int32))) + drawn], self.size))
 
     def _atoms(self):
         n, (whole, part) = self.size, self.quotas
@@ -99,7 +99,7 @@ class ConditionalStratified(Ancestors):
         start = ends.whole[turn] - whole - (ends.part[turn] < part)
         cell = start + cell + (below + point < below)
         points = random_bits(points_key, self.log_weights, (self.size,)).at[cell].set(below + point)
-        return self._at(turn, cell, ancestors(below_strata(ends, points)))
+        return self._at(turn, cell, ancestors([below_strata(ends, points)], self.size))
 
     def _at(self, turn: Int[Array, ""], cell: Int[Array, ""], drawn: Int[Array, " n"]) -> Int[Array, " n"]:
         """The strata's ancestors `drawn`, with slot 0 in stratum `cell`, rotated back."""
@@ -128,7 +128,7 @@ class ConditionalKilling(Ancestors):
         left = jnp.sum((ends.whole < cell) | ((ends.whole == cell) & (ends.part <= point)))
         slot = jnp.where(uniforms(own_key, weights, ()) * self.size < jnp.sum(weights), 0, left)
         stays = (uniforms(stay_key, weights, (self.size,)) < weights).at[slot].set(True)
-        return self._from(slot, stays, ancestors(below_draws(draw_key, self.quotas.ends, jnp.sum(~stays), self.size)))
+        return self._from(slot, stays, ancestors([below_draws(draw_key, self.quotas.ends, jnp.sum(~stays), self.size)], self.size))
 
     def _from(self, slot: Int[Array, ""], stays: Bool[Array, " n"], drawn: Int[Array, " n"]) -> Int[Array, " n"]:
         """With particle 0 in that slot, and the others in theirs or redrawn, rotated."""

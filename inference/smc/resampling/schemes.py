@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt
 from numpyro.distributions import constraints
 
-from posterity.inference.smc.resampling.quotas import Quotas, quotas, real, relative, running_sum, word
+from posterity.inference.smc.resampling.quotas import Quotas, columns, quotas, real, relative, running_sum, running_sums, word
 from posterity.ppl.effects import Atomic
 
 
@@ -78,9 +78,10 @@ class Systematic(Ancestors):
         return self._at(random_bits(key, self.log_weights, ()))
 
     def _at(self, u: UInt[Array, ""]) -> Int[Array, " n"]:
-        whole, part = self.quotas
+        whole, part = map(columns, self.quotas)
         # A sum of parts that passes a whole number wraps around, and that is one more copy.
-        return repeated(whole + (u + running_sum(part) < part))
+        copies = [w + (u + sums < p) for w, p, sums in zip(whole, part, running_sums(part), strict=True)]
+        return ancestors(running_sums(copies), self.size)
 
     def _atoms(self):
         edges = jnp.sort(jnp.append(-self.quotas.ends.part, jnp.zeros((), word(self.log_weights))))  # where some sum begins to wrap
@@ -91,7 +92,7 @@ class Stratified(Ancestors):
     """Stratified resampling (Kitagawa 1996): one uniform in each of n strata of equal width."""
 
     def _draw(self, key):
-        return ancestors(below_strata(self.quotas.ends, random_bits(key, self.log_weights, (self.size,))))
+        return ancestors([below_strata(self.quotas.ends, random_bits(key, self.log_weights, (self.size,)))], self.size)
 
     def _atoms(self):
         return independent(overlaps(self.quotas))
@@ -101,7 +102,7 @@ class Multinomial(Ancestors):
     """Multinomial resampling (Gordon, Salmond, Smith 1993): n independent draws from the weights, sorted."""
 
     def _draw(self, key):
-        return ancestors(below_draws(key, self.quotas.ends, self.size, self.size))
+        return ancestors([below_draws(key, self.quotas.ends, self.size, self.size)], self.size)
 
     def _atoms(self):
         vectors, probabilities = independent(jnp.broadcast_to(portions(relative(self.log_weights)), (self.size, self.size)))
@@ -114,7 +115,7 @@ class Residual(Ancestors):
     def _draw(self, key):
         whole, part = self.quotas
         ends = Quotas(jnp.zeros_like(whole), part).ends
-        return ancestors(running_sum(whole) + below_draws(key, ends, ends.whole[-1], ends.whole[-1]))
+        return ancestors([running_sum(whole) + below_draws(key, ends, ends.whole[-1], ends.whole[-1])], self.size)
 
     def _atoms(self):
         whole, part = self.quotas
@@ -169,7 +170,7 @@ class Killing(Ancestors):
         stay_key, draw_key = jax.random.split(key)
         weights = relative(self.log_weights)
         stays = uniforms(stay_key, self.log_weights, (self.size,)) < weights
-        return self._at(stays, ancestors(below_draws(draw_key, self.quotas.ends, jnp.sum(~stays), self.size)))
+        return self._at(stays, ancestors([below_draws(draw_key, self.quotas.ends, jnp.sum(~stays), self.size)], self.size))
 
     def _at(self, stays: Bool[Array, " n"], drawn: Int[Array, " n"]) -> Int[Array, " n"]:
         """`drawn`, as far as they go, in the places of those that do not stay."""
@@ -190,12 +191,15 @@ class Killing(Ancestors):
 
 def repeated(copies: Int[Array, " n"]) -> Int[Array, " n"]:
     """Each index as often as it is to be copied, in order."""
-    return ancestors(running_sum(copies))
+    return ancestors(running_sums(columns(copies)), copies.size)
 
 
-def ancestors(ends: Int[Array, " n"]) -> Int[Array, " n"]:
-    """Ancestors [n] from how many slots lie before each particle's end: the histogram of ends, summed. O(n), no search."""
-    return running_sum(jnp.zeros_like(ends).at[ends].add(1, mode="drop"))
+def ancestors(ends: list[Int[Array, " m"]], n: int) -> Int[Array, " n"]:
+    """Ancestors [n] from how many slots lie before each particle's end (in any order): the histogram of ends, summed. O(n), no search."""
+    histogram = jnp.zeros(n, jnp.int32)
+    for some in ends:
+        histogram = histogram.at[some].add(1, mode="drop")
+    return running_sum(histogram)
 
 
 def below_strata(ends: Quotas, points: UInt[Array, " n"]) -> Int[Array, " n"]:
