@@ -4,7 +4,7 @@ Each is a small struct of its options and moves all chains in one batch: `kernel
 `blocks.Kernel` has it. `program` is a `Kept`; what is tried stands in rows beside the chains' own, and shares with them what comes before the change.
 """
 
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,20 @@ class RunKernel(Protocol):
     def __call__(self, key: Array, program: Kept, particles: Runs, *, time: Array | int | None = None) -> tuple[Runs, Moved]:
         """The runs moved; `time` is how many steps they were run for, None to the end."""
         ...
+
+
+def moves_runs(kernel: Any) -> bool:
+    """Whether a kernel, or one of those that it cycles through, is one on whole runs."""
+    return any(hasattr(part, "scored") for part in _parts(kernel))
+
+
+def needs_scores(kernel: Any) -> bool:
+    """Whether a kernel, or one of those that it cycles through, asks for the densities of choices."""
+    return any(getattr(part, "scored", False) for part in _parts(kernel))
+
+
+def _parts(kernel: Any) -> list[Any]:
+    return jax.tree.leaves(kernel, is_leaf=lambda x: hasattr(x, "scored"))
 
 
 @struct.dataclass

@@ -18,8 +18,9 @@ from posterity.inference.mcmc import courses, kernels
 from posterity.inference.mcmc.chain import Chain, Shown
 from posterity.inference.mcmc.moving import moving
 from posterity.inference.mcmc.numpyro_kernels import ENSEMBLES, Library
+from posterity.inference.mcmc.on_runs import moves_runs
 from posterity.inference.mcmc.parameters import function_program
-from posterity.inference.mcmc.sequences import mcmc_sequences, moves_runs
+from posterity.inference.mcmc.sequences import mcmc_sequences
 from posterity.inference.mcmc.starts import TRIES, Start, layout
 from posterity.ppl.program import FunctionProgram
 

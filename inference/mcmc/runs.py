@@ -41,7 +41,7 @@ class Kept(Transformed):
     """A program whose particles are `Runs`; see `kept`."""
 
     inner: Any
-    exponent: Float[Array, ""] | float = 1.0  # of the potentials in the law that kernels leave invariant
+    exponent: Float[Array, "*chains"] | float = 1.0  # of the potentials in the law that kernels leave invariant; one, or each chain's own
     scored: bool = struct.field(pytree_node=False, default=False)
 
     def __repr__(self) -> str:
@@ -105,10 +105,13 @@ class Kept(Transformed):
 
     def tempered(self, log_potential: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """Log potentials raised to the exponent; what is forbidden stays so."""
-        return jnp.where(jnp.isneginf(log_potential), -jnp.inf, self.exponent * log_potential)
+        exponent = jnp.asarray(self.exponent)
+        if exponent.ndim:  # the rows of a group are the chains
+            exponent = jnp.tile(exponent, log_potential.shape[0] // exponent.shape[0])
+        return jnp.where(jnp.isneginf(log_potential), -jnp.inf, exponent * log_potential)
 
 
-def kept(program: Program, *, scored: bool = False, exponent: Array | float = 1.0) -> Kept:
+def kept(program: Program, *, scored: bool = False, exponent: Float[Array, "*chains"] | float = 1.0) -> Kept:
     """The program with its runs' past kept in its particles, language models' texts included: what kernels on runs move.
 
     The meaning and the value are the program's. As `recorded`, for programs whose particles share a past (`ppl.rewind.Rewindable`).
@@ -116,7 +119,7 @@ def kept(program: Program, *, scored: bool = False, exponent: Array | float = 1.
     Args:
       program: any program; with `scored` one made of a function.
       scored: whether the choices of steps and their densities are kept too, which some kernels need.
-      exponent: of the potentials, in the law that kernels leave invariant.
+      exponent: of the potentials, in the law that kernels leave invariant: one, or one for each chain, [chains].
 
     Raises:
       TypeError: when the program is none, or is not made of a function though its choices are to be scored.

@@ -18,8 +18,9 @@ from posterity.inference.blocks import advance, resample_below, run, spawn
 from posterity.inference.checkpoint import Checkpoint
 from posterity.inference.drive import check_counts, check_key
 from posterity.inference.mcmc.chain import Chain, chain
+from posterity.inference.mcmc.exchanging import Exchanging
 from posterity.inference.mcmc.metropolis import log_potential
-from posterity.inference.mcmc.on_runs import suffix
+from posterity.inference.mcmc.on_runs import needs_scores, suffix
 from posterity.inference.mcmc.power import power
 from posterity.inference.mcmc.runs import Kept, Runs, kept
 from posterity.inference.mcmc.tries import are_tried, on, spread
@@ -54,7 +55,7 @@ def mcmc_sequences(
     Args:
       key: a `jax.random.key`.
       program: any program for `suffix`; one made of a function for the other kernels.
-      kernel: `po.kernels.suffix()`, `span`, `gibbs`, `conditional_filter`, `editor`, or a `cycle` of them; by default `suffix()`.
+      kernel: `po.kernels.suffix()`, `span`, `gibbs`, `conditional_filter`, `editor`, a `cycle` of them, or `parallel_tempering` of any; by default `suffix()`.
       chains: how many.
       draws: states of each chain to keep.
       warmup: moves of each chain before them.
@@ -79,7 +80,8 @@ def mcmc_sequences(
     """
     kernel = suffix() if kernel is None else kernel
     check_counts(chains=(chains, 1))
-    return _chain(key, _ready(program, kernel), kernel, _started(start, chains), chains, draws, warmup, thinning, progress, checkpoint)
+    target, copies = _ready(program, kernel, chains)
+    return _chain(key, target, kernel, _started(start, chains * copies), chains, draws, warmup, thinning, progress, checkpoint)
 
 
 def power_sampling(
@@ -127,8 +129,8 @@ def power_sampling(
     """
     kernel, names = suffix() if kernel is None else kernel, names or ("token",)
     check_counts(chains=(chains, 1), moves=(moves, 0))
-    target = _ready(adapt(power(program, exponent, *names), *names), kernel)
-    start = _grown_by(chains, whole("power_sampling", "block", block), moves)
+    target, copies = _ready(adapt(power(program, exponent, *names), *names), kernel, chains)
+    start = _grown_by(chains * copies, whole("power_sampling", "block", block), moves)
     return _chain(key, target, kernel, start, chains, draws, warmup, thinning, progress, checkpoint)
 
 
@@ -194,7 +196,7 @@ def anneal(
     exponents = jnp.asarray(exponents, float)
     if exponents.ndim != 1 or not exponents.size or not known(exponents, lambda x: (x >= 0).all()):
         raise ValueError(f"anneal: exponents must be a vector of numbers from 0 on, one a move, got {exponents!r}")
-    found, invalid = (_annealed.__wrapped__ if followed() else _annealed)(key, _ready(program, kernel), kernel, exponents, _started(start, chains))  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
+    found, invalid = (_annealed.__wrapped__ if followed() else _annealed)(key, _ready(program, kernel, chains)[0], kernel, exponents, _started(start, chains))  # pyright: ignore[reportAttributeAccessIssue] - jit keeps it
     if not isinstance(invalid, Tracer) and int(invalid):
         raise ValueError(f"{program}: {int(invalid)} proposals had a log potential that was NaN or +inf; each must be finite or -inf")
     return found
@@ -203,31 +205,20 @@ def anneal(
 # -- how they run ------------------------------------------------------------------------------------------------------------
 
 
-def _ready(program: Any, kernel: Any) -> Kept:
+def _ready(program: Any, kernel: Any, chains: int) -> tuple[Kept, int]:
+    """The program with its runs kept, and how many copies of each chain the kernel moves, those of one power after those of another."""
     program = as_program(program)
     if runs_on_host(program):
         raise TypeError(f"chains move runs in compiled code; the steps of {program} run on the host")
-    return kept(program, scored=needs_scores(kernel))
-
-
-def moves_runs(kernel: Any) -> bool:
-    """Whether a kernel, or one of those that it cycles through, is one on whole runs."""
-    return any(hasattr(part, "scored") for part in _parts(kernel))
-
-
-def needs_scores(kernel: Any) -> bool:
-    """Whether a kernel, or one of those that it cycles through, asks for the densities of choices."""
-    return any(getattr(part, "scored", False) for part in _parts(kernel))
-
-
-def _parts(kernel: Any) -> list[Any]:
-    return jax.tree.leaves(kernel, is_leaf=lambda x: hasattr(x, "scored"))
+    if not isinstance(kernel, Exchanging):
+        return kept(program, scored=needs_scores(kernel)), 1
+    return kept(program, scored=kernel.scored, exponent=jnp.repeat(kernel.exponents, chains)), kernel.exponents.shape[0]
 
 
 def _chain(
     key: Any, program: Kept, kernel: Any, start: Callable, chains: int, draws: int, warmup: int, thinning: int, progress: bool, checkpoint: Any
 ) -> Chain:
-    begin, step, read = Partial(_begin, program, kernel, Partial(start)), Partial(_step, program, kernel), Partial(_read, program)
+    begin, step, read = Partial(_begin, program, kernel, Partial(start)), Partial(_step, program, kernel), Partial(_read_of(chains), program)
     counts = {"draws": draws, "warmup": warmup, "chains": chains, "thinning": thinning}
     return chain(key, program, begin, step, read, **counts, progress=progress, checkpoint=checkpoint)
 
@@ -240,8 +231,15 @@ def _step(program: Kept, kernel: Any, key: Array, runs: Runs) -> tuple[Runs, Any
     return kernel(key, program, runs)
 
 
-def _read(program: Kept, runs: Runs) -> tuple[Any, Bool[Array, " chains"]]:
-    return program.value(runs), log_potential(runs)[: runs.chains] > -jnp.inf  # pyright: ignore[reportArgumentType]
+@functools.cache
+def _read_of(chains: int) -> Callable:
+    """One object for each number of chains: jit knows compiled code again by it."""
+    return functools.partial(_read, chains=chains)
+
+
+def _read(program: Kept, runs: Runs, *, chains: int) -> tuple[Any, Bool[Array, " chains"]]:
+    """Of each chain the copy whose power is 1: those come first."""
+    return jax.tree.map(lambda x: x[:chains], program.value(runs)), log_potential(runs)[:chains] > -jnp.inf  # pyright: ignore[reportArgumentType]
 
 
 def roomy(program: Kept, kernel: Any, runs: Runs) -> Runs:

@@ -11,6 +11,8 @@ from jax.tree_util import Partial
 from jaxtyping import Float, PRNGKeyArray
 
 from posterity.inference.blocks import Kernel, Moved
+from posterity.inference.mcmc.exchanging import Exchanging
+from posterity.inference.mcmc.on_runs import moves_runs
 from posterity.inference.mcmc.particle_gibbs import exchanged
 from posterity.inference.mcmc.paths import Path, Tempered
 from posterity.ppl.effects import particle_map
@@ -25,7 +27,7 @@ def parallel_tempering(kernel: Kernel, *, exponents: Any = (1.0, 0.6, 0.35, 0.2,
     invariant when the kernel does. What it learns it learns for every exponent. For `po.mcmc` alone: `po.tempering` has its own way between the powers.
 
     Args:
-      kernel: one of `po.kernels` that moves particles (not one of NumPyro's).
+      kernel: one of `po.kernels` that moves particles (not one of NumPyro's), or whole runs, of texts say; then the powers are those of the potentials.
       exponents: [copies], falling from 1, the chain that is kept; 0 is the prior.
 
     Raises:
@@ -43,6 +45,8 @@ def parallel_tempering(kernel: Kernel, *, exponents: Any = (1.0, 0.6, 0.35, 0.2,
     """
     if not (np.ndim(exponents) == 1 and known(exponents, lambda row: row[:1].tolist() == [1.0] and (np.diff(row) < 0).all() and row[-1] >= 0)):
         raise ValueError(f"parallel_tempering: exponents must fall from 1 and not below 0, got {exponents!r}")
+    if moves_runs(kernel):
+        return Exchanging(kernel, jnp.asarray(exponents, float))
     return Partial(_exchanging, kernel=kernel if isinstance(kernel, Partial) else Partial(kernel), exponents=jnp.asarray(exponents, float))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from flax import struct
+from jax import Array
 from jax.tree_util import Partial
 
 import posterity as po
 from posterity.inference.mcmc import editor as editors
-from posterity.inference.mcmc import on_runs
+from posterity.inference.mcmc import exchanging, on_runs
 from posterity.inference.mcmc.editor import editor
 from posterity.inference.mcmc.on_runs import conditional_filter, gibbs, span, suffix
 from posterity.inference.mcmc.runs import Kept, kept
@@ -156,6 +159,57 @@ def test_data_may_drive_the_runs(laws, name, kernel):
 def test_token_kernels_leave_the_law_of_texts_invariant(laws, name, kernel):
     laws.holds(f"{name}, texts of a tabular lm", checked(kernel, bigrams()))
     laws.holds(f"{name}, texts of a tabular lm, after 1 of 2 tokens, at exponent 0.5", checked(kernel, bigrams(), time=1, exponent=0.5))
+
+
+@struct.dataclass
+class Together:
+    """Copies of a program's texts as one particle, weighed by all their potentials, each to its power."""
+
+    inner: Kept
+    fault: Array
+
+    @property
+    def length(self):
+        return self.inner.length
+
+    def init(self, key, n):
+        runs, log_potential = self.inner.init(key, self.inner.exponent.shape[0])
+        return runs, jnp.sum(self.inner.tempered(log_potential))[None]
+
+    def step(self, key, particles, *, where=None):
+        runs, log_potential = self.inner.step(key, particles)
+        return runs, jnp.sum(self.inner.tempered(log_potential))[None]
+
+    def select(self, particles, ancestors):
+        return particles
+
+    def done(self, particles):
+        return jnp.all(self.inner.done(particles))[None]
+
+    def value(self, particles):
+        return self.inner.value(particles).tokens[None]
+
+
+@pytest.mark.slow
+def test_copies_of_texts_that_exchange_leave_the_product_of_their_laws_invariant(laws):
+    lm, exponents = po.tabular.ngram(["ab", "aab", "b", "abba"], order=2), jnp.array([1.0, 0.25])
+    kernel, original = po.kernels.parallel_tempering(suffix(), exponents=exponents), exchanging.exchanged
+
+    def move(key, target, runs):
+        def exchanged(key, scores, exponents):
+            return jnp.where(target.fault == 1, jnp.arange(2)[::-1], original(key, scores, exponents))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exchanging, "exchanged", exchanged)
+            program = replace(target.inner, exponent=jnp.where(target.fault == 2, 1.0, target.inner.exponent))
+            return kernel(key, program, runs)[0]
+
+    def check(fault):
+        return po.check.invariant(move, Together(kept(words(lm, lm.prompt("a"), 1), exponent=exponents), jnp.asarray(fault)))
+
+    laws.holds("parallel_tempering, texts of a tabular lm", check(0))
+    laws.fails("parallel tempering of texts that always exchanges", check(1))
+    laws.fails("parallel tempering of texts whose moves are for exponent 1", check(2))
 
 
 def two_particles(key, program):

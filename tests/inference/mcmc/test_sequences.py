@@ -277,6 +277,35 @@ def test_annealing_tells_the_best_run_and_that_it_is_no_posterior():
     assert jnp.isnan(found.log_evidence)
 
 
+@po.program
+def alike():
+    """Flips that want to be all alike: two modes."""
+
+    def step(carry, _):
+        heads, t = carry
+        return heads + po.sample("head", dist.Bernoulli(0.5)), t + 1
+
+    heads, t = po.scan(step, (0, 0), length=6)
+    po.factor("alike", 6.0 * jnp.abs(heads - t / 2))
+    return heads
+
+
+@pytest.mark.slow
+def test_copies_of_runs_cross_between_modes():
+    """Between the two lie 18 nats, which changes of one flip alone do not cross. Five of the chain's own standard errors: false once in two million."""
+    kernel = po.kernels.parallel_tempering(span(), exponents=(1.0, 0.5, 0.25, 0.1, 0.03))
+    options = {"chains": 4, "draws": 2_000, "warmup": 50}
+    found = po.mcmc(jax.random.key(0), alike(), kernel=kernel, **options)
+    assert (len(found), found.chains, found.accepted.shape) == (8_000, 4, (8_000,))
+    value, error = found.estimate(lambda heads: heads * 1.0)
+    assert error < 0.3
+    assert abs(value - po.exact(alike()).expect()) < 5 * error
+    stuck = po.mcmc(jax.random.key(0), alike(), kernel="span", **options).by_chain()
+    assert jnp.all((stuck > 3) == (stuck[:, :1] > 3))
+    grown = po.power_sampling(jax.random.key(0), alike(), "head", exponent=1.0, kernel=kernel, block=3, moves=2, chains=2, draws=3)
+    assert (len(grown), grown.chains) == (6, 2)
+
+
 def test_what_cannot_be_moved_is_refused():
     chunked = po.chunk(rare(4, 0.3), lambda heads: heads % 2 == 0)
     with pytest.raises(TypeError, match="made of a function"):
@@ -289,6 +318,11 @@ def test_what_cannot_be_moved_is_refused():
         po.anneal(jax.random.key(0), rare(4, 0.3), exponents=jnp.array([-1.0]))
     with pytest.raises(ValueError, match="n must be at least 2"):
         conditional_filter(1)
+    exchanging = po.kernels.parallel_tempering(suffix(), exponents=(1.0, 0.5))
+    with pytest.raises(ValueError, match="it goes around other kernels"):
+        po.mcmc(jax.random.key(0), rare(4, 0.3), kernel=cycle(exchanging, suffix()), chains=2, draws=1)
+    with pytest.raises(ValueError, match="nor into an annealed one"):
+        po.anneal(jax.random.key(0), rare(4, 0.3), exchanging, exponents=jnp.ones(3))
 
 
 @pytest.mark.slow
