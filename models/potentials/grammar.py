@@ -70,7 +70,7 @@ def grammar(lark: str, tokenizer: Tokenizer, *, max_tokens: int = 64) -> Grammar
     >>> import jax, posterity as po
     >>> lm = po.load("abacus")
     >>> nested = po.potentials.grammar('start: "(" start ")" | "1"', lm.tokenizer, max_tokens=16)
-    >>> posterior = po.smc(jax.random.key(0), po.constrained(lm, "2+3=", nested, max_tokens=16), n=32)
+    >>> posterior = po.smc(jax.random.key(0), po.constrained(lm, "2+3=", nested, max_tokens=16), n=30)
     >>> all(text.count("(") == text.count(")") for text in posterior.answers())
     True
     """
