@@ -150,30 +150,32 @@ def span(size: int = 1, *, tries: int = 1) -> Span:
 
 @struct.dataclass
 class Gibbs:
-    """Redraws one choice from its full conditional; see `gibbs`."""
+    """Redraws a choice, or that of some steps together, from its full conditional; see `gibbs`."""
 
     name: str = struct.field(pytree_node=False)
+    size: int = struct.field(pytree_node=False, default=1)
     scored: ClassVar[bool] = True
 
     def __call__(self, key: Array, program: Kept, particles: Runs, *, time: Array | int | None = None) -> tuple[Runs, Moved]:
         position_key, back_key, rest_key, choose_key = jax.random.split(key, 4)
         values = support(program, particles, self.name)
-        tries = values.shape[0]
+        each, tries = values.shape[0], values.shape[0] ** self.size
         runs = spread(program, particles, tries)
-        tried, own, rest = are_tried(runs, tries), of_chain(runs, runs.steps), of_chain(runs, runs.choices)
+        rows, tried, own, rest = jnp.arange(runs.steps.shape[0]), are_tried(runs, tries), of_chain(runs, runs.steps), of_chain(runs, runs.choices)
         position = place(position_key, runs, least=1)
-        at = jnp.arange(position.shape[0]), position - 1
-        value = values[jnp.clip(at[0] // runs.chains - 1, 0, tries - 1)]
-        before, rest = rest[self.name], rest | {self.name: rest[self.name].at[at].set(jnp.asarray(value, rest[self.name].dtype))}
+        steps = position[:, None] - 1 + jnp.arange(self.size)  # of the block, from 0; those beyond the run's end change nothing, in all tries alike
+        digits = jnp.clip(rows // runs.chains - 1, 0, tries - 1)[:, None] // each ** jnp.arange(self.size) % each
+        before = rest[self.name]
+        rest = rest | {self.name: before.at[rows[:, None], steps].set(jnp.asarray(values[digits], before.dtype), mode="drop")}
         runs = on(rest_key, program, back(back_key, program, runs, position, tries), own, tried, rest)
         log_weights = times(program.log_target(runs), priors(runs, position))
-        log_weights = jnp.where(tried & as_long(program, runs, own, time), log_weights, -jnp.inf)  # the present value is among those tried
+        log_weights = jnp.where(tried & as_long(program, runs, own, time), log_weights, -jnp.inf)  # the present values are among those tried
         runs, moved = choose(choose_key, program, runs, log_weights, tries)
-        changed = jnp.any((runs.choices[self.name][at] != before[at]).reshape(position.shape[0], -1), axis=1)
-        return runs, moved._replace(accepted=changed[: runs.chains])
+        differs = (runs.choices[self.name] != before).reshape(*before.shape[:2], -1).any(axis=2) & (jnp.arange(before.shape[1]) < own[:, None])
+        return runs, moved._replace(accepted=jnp.any(differs, axis=1)[: runs.chains])
 
 
-def gibbs(name: str) -> Gibbs:
+def gibbs(name: str, *, size: int = 1) -> Gibbs:
     """Draws one choice of a random step from its full conditional, all other choices kept: a Gibbs step. Leaves the program's posterior invariant.
 
     All values of the choice are tried side by side, each with the rest of the run after it: as many rows a chain as it has values, in one batch. For large
@@ -181,16 +183,17 @@ def gibbs(name: str) -> Gibbs:
 
     Args:
       name: a choice of the scan's step, of finite support that is the same in every step.
+      size: of so many steps in a row, fewer at the run's end, the choice is drawn together (block Gibbs): from all values to the power `size`.
 
-    Raises (from the chain):
-      ValueError: when no step makes a choice of that name, or it has no finite support that is known while tracing.
+    Raises:
+      ValueError: for a size below 1; from the chain, when no step makes a choice of that name, or it has no finite support that is known while tracing.
 
     Source: Geman and Geman (1984).
 
     >>> import posterity as po
     >>> kernel = po.kernels.cycle(po.kernels.suffix(), po.kernels.gibbs("token"))
     """
-    return Gibbs(name)
+    return Gibbs(name, whole("gibbs", "size", size))
 
 
 @struct.dataclass

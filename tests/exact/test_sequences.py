@@ -127,6 +127,7 @@ KERNELS = {
 }
 SLOW = {
     "span": (span(), THREE, REST, "without the density of the rest"),
+    "gibbs, blocks of 2": (gibbs("x", size=2), STOPPING, (on_runs, "as_long", any_length), "that takes shorter ones"),
     "suffix, 2 tries": (suffix(tries=2), STOPPING, LENGTH, "without n / n'"),
     "span of 2, 2 tries": (span(2, tries=2), STOPPING, (on_runs, "as_long", any_length), "that takes shorter ones"),
     "conditional filter": (conditional_filter(2), STOPPING, (Kept, "step", nothing_followed), "that follows nothing"),
@@ -155,7 +156,7 @@ def test_data_may_drive_the_runs(laws, name, kernel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kernel"), [("suffix", suffix()), ("span", span()), ("gibbs", gibbs("token"))])
+@pytest.mark.parametrize(("name", "kernel"), [("suffix", suffix()), ("span", span()), ("gibbs", gibbs("token")), ("gibbs of 2", gibbs("token", size=2))])
 def test_token_kernels_leave_the_law_of_texts_invariant(laws, name, kernel):
     laws.holds(f"{name}, texts of a tabular lm", checked(kernel, bigrams()))
     laws.holds(f"{name}, texts of a tabular lm, after 1 of 2 tokens, at exponent 0.5", checked(kernel, bigrams(), time=1, exponent=0.5))

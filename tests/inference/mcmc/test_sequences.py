@@ -318,6 +318,8 @@ def test_what_cannot_be_moved_is_refused():
         po.anneal(jax.random.key(0), rare(4, 0.3), exponents=jnp.array([-1.0]))
     with pytest.raises(ValueError, match="n must be at least 2"):
         conditional_filter(1)
+    with pytest.raises(ValueError, match="gibbs: size must be a whole number, 1 or more, got 0"):
+        gibbs("head", size=0)
     exchanging = po.kernels.parallel_tempering(suffix(), exponents=(1.0, 0.5))
     with pytest.raises(ValueError, match="it goes around other kernels"):
         po.mcmc(jax.random.key(0), rare(4, 0.3), kernel=cycle(exchanging, suffix()), chains=2, draws=1)
