@@ -16,7 +16,7 @@ SPELLED = 'start: "é" start | "日本" | "the end"'
 def test_texts_derive_from_the_grammar():
     lm = po.load("abacus")
     nested = grammar(NESTED.replace("x", "1"), lm.tokenizer, max_tokens=8)
-    posterior = po.smc(jax.random.key(0), po.constrained(lm, "2+3=", nested, max_tokens=8), n=32)
+    posterior = po.smc(jax.random.key(0), po.constrained(lm, "2+3=", nested, max_tokens=8), n=30)
     depths = {(len(text) - 1) // 2 for text in posterior.answers()}
     assert set(posterior.answers()) == {"(" * depth + "1" + ")" * depth for depth in depths}
 

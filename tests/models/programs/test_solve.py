@@ -23,7 +23,7 @@ def cramped():
 @pytest.mark.slow
 def test_a_text_that_stops_for_want_of_room_is_no_solution(cramped):
     prompt = "10+20+30*40+50="  # leaves room for one token, which cannot be a whole solution
-    alone = po.importance(jax.random.key(0), solve(cramped, prompt, potential="none"), n=32)
+    alone = po.importance(jax.random.key(0), solve(cramped, prompt, potential="none"), n=30)
     assert alone.log_evidence == pytest.approx(0.0, abs=1e-5)
     assert jnp.all(alone.values.ended)
-    assert po.importance(jax.random.key(0), solve(cramped, prompt), n=32).log_evidence == -jnp.inf
+    assert po.importance(jax.random.key(0), solve(cramped, prompt), n=30).log_evidence == -jnp.inf
