@@ -21,7 +21,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from posterity.inference.drive import Info
-from posterity.inference.population import Population, effective_sample_size
+from posterity.inference.population import Population, size_and_mass
 from posterity.inference.smc.resampling import Ancestors, Systematic
 from posterity.ppl.effects import cond, draw, loop
 from posterity.ppl.program import Program
@@ -131,7 +131,8 @@ def resample_below(
     copies: Callable[..., Population] = select,
 ) -> tuple[Population, Info]:
     """`resample` when the effective sample size is below `threshold * n`: adaptive resampling. `copies` is what `select` is, over devices perhaps."""
-    ess, log_evidence = effective_sample_size(population.log_weights), evidence(population)  # of one sum
+    ess, log_mass = size_and_mass(population.log_weights)
+    log_evidence = population.log_evidence + log_mass
     degenerate = (ess < threshold * population.size) & (ess > 0)
     # Two branches: what a branch gives is in memory. In one, XLA computes the ancestors anew for every leaf that is selected, at four times the cost.
     drawn = lambda p: draw(key, "ancestors", resampling(p.log_weights))  # noqa: E731

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Int
 
 
@@ -36,8 +36,16 @@ def normalise(log_weights: Float[Array, " n"]) -> Float[Array, " n"]:
 
 def effective_sample_size(log_weights: Float[Array, " n"]) -> Float[Array, ""]:
     """(sum w)^2 / sum w^2 (Kong 1992), between 1 and n; 0 when every weight is zero."""
-    w = jnp.exp(log_weights - _finite_max(jnp.max(log_weights)))
-    return jnp.sum(w) ** 2 / jnp.maximum(jnp.sum(w**2), jnp.finfo(w.dtype).tiny)
+    return size_and_mass(log_weights)[0]
+
+
+def size_and_mass(log_weights: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The effective sample size, and the log of the sum of the weights (nats; -inf when every weight is zero)."""
+    largest = _finite_max(jnp.max(log_weights))
+    # In memory, and its squares summed as a product: XLA on a CPU would take exponentials anew for each sum, at three times the cost of all this.
+    w = lax.optimization_barrier(jnp.exp(log_weights - largest))
+    total, squares = jnp.sum(w), jnp.vdot(w, w, precision=lax.Precision.HIGHEST)
+    return total**2 / jnp.maximum(squares, jnp.finfo(w.dtype).tiny), largest + jnp.log(total)
 
 
 def _finite_max(x: Array) -> Array:

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int, UInt
 
 _SLACK = 2.0**-13  # more than the relative error of a float32 sum of 10^8 numbers
-_SMALL = 64
+_SMALL = 512
 
 Axis = str | tuple[()]  # of `shard_map` or `vmap`, or none
 
