@@ -178,8 +178,8 @@ def show(title: str, found: Mapping[str, Scaling], out: Path) -> None:
 def accuracies(found: Mapping[str, Scaling]) -> Table:
     """A row a strategy: its accuracy at each budget, in percent, and its interval at the largest."""
     budgets = sorted({int(budget) for one in found.values() for budget in one.trials.budgets})
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
-    for name in ("accuracy, %", *map(str, budgets), "95% at the last"):
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, header_style="dim")
+    for name in ("accuracy, %", *map(str, budgets), "95% at last"):
         table.add_column(name, justify="left" if name == "accuracy, %" else "right", no_wrap=True)
     for name, one in found.items():
         at = dict(zip(one.trials.budgets.tolist(), one.accuracy.mean, strict=True))
