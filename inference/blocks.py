@@ -87,14 +87,13 @@ def weigh(population: Population, particles: Any, log_potential: Float[Array, " 
 
     NaN and +inf count as zero, and are counted; not those of particles that are forbidden already, whose state may be anything.
     """
-    alive = population.log_weights > -jnp.inf
-    count = lambda: jnp.sum(alive & ~(log_potential < jnp.inf), dtype=jnp.int32)  # noqa: E731
-    largest = jnp.max(jnp.where(alive, log_potential, -jnp.inf))  # NaN if any is; counting costs more, so only where it is needed
+    count = lambda: jnp.sum((population.log_weights > -jnp.inf) & ~(log_potential < jnp.inf), dtype=jnp.int32)  # noqa: E731
+    usual = jnp.max(log_potential) < jnp.inf  # not so if any is NaN; counting costs more, so only where it is needed
     return replace(
         population,
         particles=particles,
         log_weights=population.log_weights + jnp.where(jnp.isfinite(log_potential), log_potential, -jnp.inf),
-        invalid=population.invalid + cond(largest < jnp.inf, lambda: jnp.zeros((), jnp.int32), count),
+        invalid=population.invalid + cond(usual, lambda: jnp.zeros((), jnp.int32), count),
     )
 
 
