@@ -11,7 +11,7 @@ import pytest
 
 import posterity as po
 from posterity.inference.lineage import Lineage
-from posterity.inference.population import effective_sample_size, normalise
+from posterity.inference.population import effective_sample_size, normalise, size_and_mass
 from posterity.tests.fixtures import references
 
 WEIGHTS = [0.1, 0.0, 0.4, 0.2, 0.3]
@@ -115,6 +115,8 @@ def test_entropy_and_ess(posterior):
     assert float(posterior.ess) == pytest.approx(1 / sum(w * w for w in WEIGHTS))
     assert float(effective_sample_size(jnp.full(3, -jnp.inf))) == 0
     assert float(effective_sample_size(jnp.array([-1000.0, -1000.0, -jnp.inf]))) == pytest.approx(2)
+    for log_weights in ([-1000.0, -1000.0, -jnp.inf], [80.0, -80.0], [-jnp.inf, -jnp.inf]):
+        assert float(size_and_mass(jnp.array(log_weights))[1]) == pytest.approx(np.logaddexp.reduce(log_weights))
 
 
 def test_normalised_weights_sum_to_one_or_are_all_zero():

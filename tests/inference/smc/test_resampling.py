@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from posterity.inference.smc.resampling import CONDITIONAL, SCHEMES, Multinomial, scheme
-from posterity.inference.smc.resampling.quotas import quotas
+from posterity.inference.smc.resampling.quotas import quotas, running_sum
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +95,12 @@ def test_a_million_quotas_are_rounded_up_or_down_in_float32(name, law):
     quota = np.exp(log_weights.astype(float) - log_weights.max())
     quota *= 10**6 / quota.sum()
     assert (np.abs(far(name, log_weights)) < 1 + 1e-6 * quota).all()  # the weights themselves are rounded: by a part in 10^7
+
+
+@pytest.mark.parametrize("n", [1, 512, 513, 2_048, 2_051, 30_000])
+def test_running_sums_are_those_of_numpy_modulo_a_word(n):
+    x = np.random.default_rng(n).integers(0, 2**32, n, np.uint32)
+    np.testing.assert_array_equal(running_sum(jnp.asarray(x)), np.cumsum(x, dtype=np.uint32))
 
 
 def test_ten_million_quotas_are_rounded_up_or_down_in_float32():
