@@ -1,5 +1,7 @@
 """Tests are thousands of small programs, each run a few times: their cost is compilation, which is kept quick, and kept."""
 
+import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import os
@@ -25,14 +27,26 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Tracing makes millions of small objects that are all in use: looking through them for rubbish every 700 took an eighth of the time.
 gc.set_threshold(50_000, 20, 50)
 
-MAPS = pathlib.Path("/proc/self/maps")
+PROCESS = pathlib.Path("/proc/self")
+MOST_MAPS, MOST_GROWTH = 20_000, 2**31
+held_before = 0  # bytes, when the caches were cleared last
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _bounded_memory_maps():
-    """Compiled code is never unloaded by itself, and Linux gives a process 65,530 maps: at the next, serialising an executable would crash it."""
+def _bounded_memory():
+    """Compiled code is never unloaded by itself. Linux gives a process 65,530 maps: at the next, serialising an executable would crash it."""
+    global held_before
     yield
-    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > 20_000:
+    if PROCESS.exists() and (len((PROCESS / "maps").read_bytes().splitlines()) > MOST_MAPS or _held() > held_before + MOST_GROWTH):
         import jax
 
         jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # only glibc can be told to give back what is free
+            ctypes.CDLL(None).malloc_trim(0)
+        held_before = _held()
+
+
+def _held() -> int:
+    """Bytes of memory that are resident."""
+    return int((PROCESS / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
