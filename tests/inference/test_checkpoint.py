@@ -19,7 +19,9 @@ import pytest
 import posterity as po
 from posterity.tests.fixtures.references import constant, walk
 
-pytestmark = pytest.mark.slow
+# Orbax reads all arrays at once. When one cannot be read, the others come back to an event loop that is closed, some only while a later test runs.
+LATE = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.slow, LATE]
 
 KEY = jax.random.key(3)
 YS = jnp.linspace(-1.0, 2.0, 6)
@@ -138,11 +140,6 @@ def flip(file):
     file.write_bytes(data)
 
 
-# Orbax reads all arrays at once. When one cannot be read, the others come back to an event loop that is closed.
-LATE = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
-
-
-@LATE
 @pytest.mark.parametrize("damage", [truncate, flip, pathlib.Path.unlink])
 def test_of_a_damaged_checkpoint_the_one_before_is_used_aloud(kept, damage, uninterrupted):
     for file in (kept / "6" / "run").rglob("d/*"):
@@ -209,7 +206,6 @@ KEEPING = {
 }
 
 
-@LATE
 @pytest.mark.parametrize("method", ["branching_smc", "paris", "ibis", "tempering", "particle_gibbs"])
 def test_what_is_no_filter_goes_on_bit_for_bit_too(method, tmp_path):
     keeping = partial(KEEPING[method], KEY, n=8, checkpoint=po.Checkpoint(tmp_path, every=2))
