@@ -80,18 +80,15 @@ class Problem(NamedTuple):
 def regression(seed: int, rows: int = 1_000, columns: int = 100) -> tuple:
     rng = np.random.default_rng(seed)
     X, w = rng.normal(size=(rows, columns)), 0.3 * rng.normal(size=columns)
-    return jnp.asarray(X, jnp.float32), jnp.asarray(rng.random(rows) < 1 / (1 + np.exp(-X @ w)), jnp.float32)
+    return np.asarray(X, np.float32), np.asarray(rng.random(rows) < 1 / (1 + np.exp(-X @ w)), np.float32)
 
 
+# NumPy's arrays: JAX takes as many cores as there are when its first array is made, which must not be before `--cores` is read.
 PROBLEMS = {
     "eight schools": Problem(
-        eight_schools,
-        (jnp.asarray(EFFECTS), jnp.asarray(ERRORS)),
-        (jnp.asarray(EFFECTS[::-1].copy()), jnp.asarray(ERRORS)),
-        schools_by_hand,
-        {"mu": jnp.zeros(()), "tau": jnp.zeros(()), "apart": jnp.zeros(8)},
+        eight_schools, (EFFECTS, ERRORS), (EFFECTS[::-1].copy(), ERRORS), schools_by_hand, {"mu": np.zeros(()), "tau": np.zeros(()), "apart": np.zeros(8)}
     ),
-    "logistic, 100": Problem(logistic, regression(0), regression(1), logistic_by_hand, {"w": jnp.zeros(100)}),
+    "logistic, 100": Problem(logistic, regression(0), regression(1), logistic_by_hand, {"w": np.zeros(100)}),
 }
 
 
@@ -271,8 +268,11 @@ def main() -> None:
     machine = f"{platform.processor() or platform.machine()}, cores: {cores}, JAX {jax.__version__} on {jax.devices()[0].device_kind}"
     size = Size(options.chains, options.draws, options.warmup)
     print(f"{machine}; {options.repeats} runs of each")
-    found = {problem: measure(PROBLEMS[problem], size, names, options.repeats) for problem in options.problems}
-    begun = {problem: starts(PROBLEMS[problem], 3) for problem in options.problems}
+    problems = {
+        name: PROBLEMS[name]._replace(**jax.tree.map(jnp.asarray, {"data": PROBLEMS[name].data, "other": PROBLEMS[name].other})) for name in options.problems
+    }
+    found = {name: measure(problem, size, names, options.repeats) for name, problem in problems.items()}
+    begun = {name: starts(problem, 3) for name, problem in problems.items()}
     report(found, begun, size)
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
