@@ -110,6 +110,11 @@ def rate(runs: list[dict]) -> float:
     return statistics.median(run["tokens"] / run["wall"] for run in runs) if runs else math.nan
 
 
+def over(one: float, other: float) -> float:
+    """How many times as fast; no number where the other wrote nothing, as a single particle does that draws a forbidden token."""
+    return one / other if other else math.nan
+
+
 def memory(directory: str, dtype: str, n: int, prompt: int, options: argparse.Namespace) -> dict[str, list[dict]]:
     """Runs of SMC after a long prompt, with the one cache and with the other."""
     running = workers(["SMC", "dense"], directory, dtype, prompt, options)
@@ -146,8 +151,8 @@ def show(dtype: str, runs: dict, config, prompt: int, tokens: int) -> None:
                 continue
             each, ours = [run["tokens"] / run["wall"] for run in mine], rate(runs["SMC"][n]) if "SMC" in runs else math.nan
             (low, high), others = inner(each), statistics.median(run["others"] for run in mine)
-            share = rate(mine) / rate(runs["products"][n]) if "products" in runs else math.nan
-            cells = [f"{rate(mine):,.1f}", f"{low:,.1f}-{high:,.1f}", str(len(mine)), f"{ours / rate(mine):.2f}", f"{share:.0%}", f"{others:.2f}"]
+            share = over(rate(mine), rate(runs["products"][n])) if "products" in runs else math.nan
+            cells = [f"{rate(mine):,.1f}", f"{low:,.1f}-{high:,.1f}", str(len(mine)), f"{over(ours, rate(mine)):.2f}", f"{share:.0%}", f"{others:.2f}"]
             rows.append([f"{n:,}", OURS.get(system, system), *cells])
         rows.append(None)
     columns = ["n", "system", "tokens/s", "inner range", "runs", "SMC / it", "of the products", "others' cores"]
@@ -272,6 +277,9 @@ def main() -> None:
             found[dtype] = measure(running, options.n, options)
             for worker in running.values():
                 worker.end()
+            if options.folder:  # before anything else can go wrong: these took long
+                options.folder.mkdir(parents=True, exist_ok=True)
+                (options.folder / "runs.json").write_text(json.dumps(found, indent=1))
             show(dtype, found[dtype], config, options.prompt, options.tokens)
         if options.long[0]:
             n, prompt = options.long
