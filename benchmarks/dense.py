@@ -37,7 +37,7 @@ class DenseMemory:
         raise ValueError("the dense reference is not rewound")
 
     def bytes(self) -> dict[str, Array]:
-        held = jnp.asarray(sum(x.nbytes for x in jax.tree.leaves((self.keys, self.values))))
+        held = jnp.asarray(float(sum(x.nbytes for x in jax.tree.leaves((self.keys, self.values)))))  # beyond what int32 counts
         return dict.fromkeys(("used", "peak", "reserved", "dense"), held)
 
 

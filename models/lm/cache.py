@@ -77,14 +77,14 @@ class Cache:
     def bytes(self) -> dict[str, Array]:
         """What is held. "lacking" is there only when the pool could be too small: more than 0 once it was, and the texts stood still."""
         pages, (n, width) = self.pages, self.pages.table.shape
-        page = self.keys[0].nbytes + self.values[0].nbytes
-        token = page // pages.size
-        prompt = sum(x.nbytes for x in jax.tree.leaves(self.prompt))
+        page = float(self.keys[0].nbytes + self.values[0].nbytes)  # JAX counts with int32, and 2 GiB are more
+        token = page / pages.size
+        prompt = float(sum(x.nbytes for x in jax.tree.leaves(self.prompt)))
         held = {"used": pages.used, "peak": pages.peak, "reserved": pages.capacity, "lacking": pages.lacking}
         if pages.capacity >= n * width:
             del held["lacking"]  # even without any sharing there is room
         beside = {"used": prompt, "peak": prompt, "reserved": prompt}
-        held = {name: jnp.asarray(count, jnp.float32) * page + beside.get(name, 0) for name, count in held.items()}
+        held = {name: jnp.asarray(count, jnp.float32) * page + beside.get(name, 0.0) for name, count in held.items()}
         held["prompt"] = jnp.asarray(prompt, jnp.float32)
         return held | {"dense": jnp.sum(self.prompt_length + pages.lengths).astype(jnp.float32) * token, "token": jnp.asarray(token, jnp.float32)}
 

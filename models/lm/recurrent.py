@@ -82,7 +82,7 @@ class States:
         raise ValueError("a recurrent model keeps no past to return to; use a decoder where texts are rewound, or start the text again")
 
     def bytes(self) -> dict[str, Array]:
-        held = jnp.asarray(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self)))
+        held = jnp.asarray(float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))))  # beyond what int32 counts
         return {"used": held, "peak": held, "reserved": held, "dense": held}
 
 

@@ -45,6 +45,8 @@ def test_its_memory_does_not_grow_with_the_text(model):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), short) == jax.tree.map(lambda x: (x.shape, x.dtype), long)
     per_layer = 3 * (3 * (64 + 2 * 2 * 6) + 8 * 8 * 6) * 4  # texts, last inputs and sums, float32
     assert int(short.bytes()["used"]) == 2 * per_layer
+    many = nnx.eval_shape(lambda model: model.start(PROMPT, jnp.array(5), 10**6, 10)[1], model)
+    assert float(many.bytes()["used"]) == pytest.approx(2 * per_layer / 3 * 10**6)  # more than int32 counts
 
 
 def test_what_a_prompt_is_padded_with_does_not_matter(model):
