@@ -176,17 +176,17 @@ def claims(found: dict[str, dict], held: dict[str, dict], n: int) -> list[tuple[
         ours = {system: rate(runs[system][n]) for system in runs if n in runs[system]}
         smc = ours.get("SMC", math.nan)
         if dtype == "float32":
-            listed += [(f"SMC / {peer}, {dtype}", smc / ours.get(peer, math.nan), 15.0, True) for peer in ("genlm-control", "LLaMPPL")]
+            listed += [(f"SMC / {peer}, {dtype}", over(smc, ours.get(peer, math.nan)), 15.0, True) for peer in ("genlm-control", "LLaMPPL")]
         listed += [
-            (f"SMC / transformers, {dtype}", smc / ours.get("transformers", math.nan), 2.0, True),
-            (f"SMC / products alone, {dtype}", smc / ours.get("products", math.nan), 0.6, True),
-            (f"sampling / SMC, {dtype}", ours.get("sampling", math.nan) / smc, 1.15, False),
+            (f"SMC / transformers, {dtype}", over(smc, ours.get("transformers", math.nan)), 2.0, True),
+            (f"SMC / products alone, {dtype}", over(smc, ours.get("products", math.nan)), 0.6, True),
+            (f"sampling / SMC, {dtype}", over(ours.get("sampling", math.nan), smc), 1.15, False),
         ]
     if held:
         cache, dense = held["SMC"], held["dense"]
         listed += [
             ("cache / dense, bytes, long prompt", cache[-1]["cache"] / dense[-1]["cache"], 0.25, False),
-            ("SMC / SMC with a dense cache, long prompt", rate(cache) / rate(dense), 1.0, True),
+            ("SMC / SMC with a dense cache, long prompt", over(rate(cache), rate(dense)), 1.0, True),
         ]
     return listed
 
