@@ -154,10 +154,10 @@ def prepare(given: Task, lm: LanguageModel, reward: str, noise: float, length_bi
 
 def load_reward(name: str, lm: LanguageModel) -> Reward:
     """The reward that `--reward` names."""
-    kind, _, sure = name.partition(":")
+    kind, colon, sure = name.partition(":")
     if kind == "checker":
         try:
-            odds = float(sure or "inf")
+            odds = float(sure if colon else "inf")
         except ValueError:
             odds = -1.0
         if not odds > 0:
